@@ -1,0 +1,138 @@
+"""Every text prompt there is: the two learned, object-agnostic ones (paper section 3.2) and hand-written ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from AnomalyCLIP_lib.text import encode_prompts
+from utils import InputError
+
+if TYPE_CHECKING:
+    from AnomalyCLIP_lib import AnomalyCLIP
+
+UNUSED_PROJECTION_WIDTH = 896
+
+# The hand-written ensemble of VAND / APRIL-GAN, which the released code carries too.
+NORMAL_STATES = (
+    "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage",
+)  # fmt: skip
+ABNORMAL_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
+TEMPLATES = (
+    "a bad photo of a {}.", "a low resolution photo of the {}.", "a bad photo of the {}.", "a cropped photo of the {}.",
+    "a bright photo of a {}.", "a dark photo of the {}.", "a photo of my {}.", "a photo of the cool {}.",
+    "a close-up photo of a {}.", "a black and white photo of the {}.", "a bright photo of the {}.",
+    "a cropped photo of a {}.", "a jpeg corrupted photo of a {}.", "a blurry photo of the {}.", "a photo of the {}.",
+    "a good photo of the {}.", "a photo of one {}.", "a close-up photo of the {}.", "a photo of a {}.",
+    "a low resolution photo of a {}.", "a photo of a large {}.", "a blurry photo of a {}.",
+    "a jpeg corrupted photo of the {}.", "a good photo of a {}.", "a photo of the small {}.",
+    "a photo of the large {}.", "a black and white photo of a {}.", "a dark photo of a {}.", "a photo of a cool {}.",
+    "a photo of a small {}.", "there is a {} in the scene.", "there is the {} in the scene.",
+    "this is a {} in the scene.", "this is the {} in the scene.", "this is one {} in the scene.",
+)  # fmt: skip
+
+
+class PromptLearner(nn.Module):
+    """The only trained part: context vectors of the normal and the abnormal prompt, and tokens deep in the text encoder.
+
+    Normal: [V1]..[VE] object. Abnormal: [W1]..[WE] damaged object. (Paper section 3.2, equation 1.) The state dict has
+    the names and shapes of the authors' released checkpoints.
+
+    Args:
+        model: the frozen model; it is used, not owned: it is not among the learner's parameters.
+        n_ctx: E, context vectors per prompt.
+        depth: text blocks that see learned tokens, the first counting the prompt itself; 1: none deep. Default 9, or
+            all blocks of a text tower with fewer.
+        t_n_ctx: learned tokens per deep block.
+        class_name: the word after the context; object-aware prompts pass class names to `forward`.
+    """
+
+    def __init__(
+        self,
+        model: AnomalyCLIP,
+        n_ctx: int = 12,
+        depth: int | None = None,
+        t_n_ctx: int = 4,
+        class_name: str = "object",
+    ) -> None:
+        super().__init__()
+        depth = min(9, model.num_text_layers) if depth is None else depth
+        if not 1 <= depth <= model.num_text_layers:
+            raise InputError(f"depth {depth} is out of range; the text tower has {model.num_text_layers} blocks")
+        if n_ctx < 1 or t_n_ctx < 1:
+            raise InputError(f"n_ctx {n_ctx} and t_n_ctx {t_n_ctx} must be at least 1")
+        if t_n_ctx > n_ctx + 1 and depth > 1:
+            raise InputError(
+                f"t_n_ctx {t_n_ctx} would overwrite the end of a prompt with n_ctx {n_ctx}; use fewer tokens"
+            )
+        self._model = (model,)  # a tuple hides the frozen model from parameters() and state_dict()
+        self.n_ctx, self.depth, self.t_n_ctx, self.class_name = n_ctx, depth, t_n_ctx, class_name
+        width = model.clip.ln_final.weight.shape[0]
+
+        def normal(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape).normal_(std=0.02))
+
+        self.ctx_pos, self.ctx_neg = normal(1, 1, n_ctx, width), normal(1, 1, n_ctx, width)
+        self.compound_prompts_text = nn.ParameterList([normal(t_n_ctx, width) for _ in range(depth - 1)])
+        # The released checkpoints hold these projections although nothing reads them; kept so that files are exchangeable.
+        self.compound_prompt_projections = nn.ModuleList(
+            [nn.Linear(width, UNUSED_PROJECTION_WIDTH) for _ in range(depth - 1)]
+        ).requires_grad_(False)
+        for parameter in self.compound_prompt_projections.parameters():
+            nn.init.zeros_(parameter)
+
+        tokens, embeddings = self._tokenize([class_name])
+        for which, name in enumerate(("pos", "neg")):
+            self.register_buffer(f"token_prefix_{name}", embeddings[which, None, None, :1])
+            self.register_buffer(f"token_suffix_{name}", embeddings[which, None, None, 1 + n_ctx :])
+            self.register_buffer(f"tokenized_prompts_{name}", tokens[which, None, None])
+        self.to(model.device)
+
+    def _tokenize(self, class_names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (2 C, 77) and frozen embeddings of the prompts of C classes, normal and abnormal alternating."""
+        model = self._model[0]
+        context = " ".join(["X"] * self.n_ctx)
+        texts = [f"{context} {state}{name}." for name in class_names for state in ("", "damaged ")]
+        tokens = model.tokenizer(texts).to(model.device)
+        longest = len(model.tokenizer.encode(max(texts, key=len))) + 2
+        if longest > tokens.shape[1]:
+            raise InputError(
+                f"n_ctx {self.n_ctx} makes a prompt of {longest} tokens; the text tower takes {tokens.shape[1]}"
+            )
+        return tokens, model.clip.token_embedding(tokens).detach()
+
+    def prompts(self, class_names: list[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (2 C, 77, width), normal and abnormal alternating, and their token ids (2 C, 77)."""
+        if class_names is None:
+            halves = [(self.token_prefix_pos, self.ctx_pos, self.token_suffix_pos)]
+            halves += [(self.token_prefix_neg, self.ctx_neg, self.token_suffix_neg)]
+            embeddings = torch.cat([torch.cat(half, dim=2)[0] for half in halves])
+            return embeddings, torch.cat([self.tokenized_prompts_pos[0], self.tokenized_prompts_neg[0]])
+        tokens, embeddings = self._tokenize(class_names)
+        context = torch.cat([self.ctx_pos[0], self.ctx_neg[0]]).repeat(len(class_names), 1, 1)
+        return torch.cat([embeddings[:, :1], context, embeddings[:, 1 + self.n_ctx :]], dim=1), tokens
+
+    def forward(self, class_names: list[str] | None = None) -> torch.Tensor:
+        """Text features (2, D), normal and abnormal, unnormalised; (C, 2, D) if `class_names` (object-aware) is given."""
+        embeddings, tokens = self.prompts(class_names)
+        features = encode_prompts(
+            self._model[0].clip, embeddings, tokens.argmax(dim=-1), list(self.compound_prompts_text)
+        )
+        return features if class_names is None else features.unflatten(0, (len(class_names), 2))
+
+
+def hand_written_features(model: AnomalyCLIP, class_names: list[str]) -> torch.Tensor:
+    """Text features (C, 2, D) of the hand-written ensemble: unit vectors averaged over states and templates.
+
+    Underscores in class names become spaces.
+    """
+    features = []
+    for name in class_names:
+        for states in (NORMAL_STATES, ABNORMAL_STATES):
+            filled = [state.format(name.replace("_", " ")) for state in states]
+            prompts = [template.format(state) for state in filled for template in TEMPLATES]
+            features.append(F.normalize(model.encode_text(prompts), dim=-1).mean(dim=0))
+    return torch.stack(features).unflatten(0, (len(class_names), 2))

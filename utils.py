@@ -1,0 +1,125 @@
+"""Small helpers shared by the scripts: clear errors, seeds, devices, atomic files, run folders."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: which file or flag, what is wrong, what to do."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a script's main(); bad input ends it with one line on stderr and exit code 2, Ctrl-C with exit code 130."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is on disk", file=sys.stderr)
+        sys.exit(130)
+
+
+def set_seed(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str | None) -> str:
+    """`name` if it can be used here, else InputError; None picks cuda, then mps, then cpu."""
+    import torch
+
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        return next(kind for kind, ok in usable.items() if ok)
+    if not usable.get(name.split(":")[0], False):
+        raise InputError(f"--device {name} is not available here; use one of {[k for k, ok in usable.items() if ok]}")
+    return name
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and vanishes if it does not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write indented JSON atomically; key order is kept, non-ASCII letters stay readable."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def make_run_folder(path: str | os.PathLike) -> Path:
+    """Create the folder that a run writes into; InputError when that is not possible."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path / "writable") as temporary:
+            temporary.touch()
+        (path / "writable").unlink()
+    except OSError as error:
+        raise InputError(f"--save_path {path} cannot be written ({error.strerror}); give another folder") from None
+    return path
+
+
+def get_logger(folder: Path) -> logging.Logger:
+    """Logger that writes to the console and appends to `folder`/log.txt."""
+    logger = logging.getLogger("anomalyclip")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+        old.close()
+    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt", encoding="utf-8")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+    return logger
+
+
+def environment() -> dict[str, str | None]:
+    """Versions of python and the libraries that numbers depend on, and the git revision of this code."""
+    versions: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for package in ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        versions["revision"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        versions["revision"] = None
+    return versions
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
