@@ -36,7 +36,7 @@ TEMPLATES = (
 
 
 class PromptLearner(nn.Module):
-    """The only trained part: context vectors of the normal and the abnormal prompt, and tokens deep in the text encoder.
+    """The only trained part: context vectors of both prompts and the learned tokens deep in the text encoder.
 
     Normal: [V1]..[VE] object. Abnormal: [W1]..[WE] damaged object. (Paper section 3.2, equation 1.) The state dict has
     the names and shapes of the authors' released checkpoints.
@@ -77,7 +77,7 @@ class PromptLearner(nn.Module):
 
         self.ctx_pos, self.ctx_neg = normal(1, 1, n_ctx, width), normal(1, 1, n_ctx, width)
         self.compound_prompts_text = nn.ParameterList([normal(t_n_ctx, width) for _ in range(depth - 1)])
-        # The released checkpoints hold these projections although nothing reads them; kept so that files are exchangeable.
+        # Nothing reads these projections; the released checkpoints hold them, so they keep files exchangeable.
         self.compound_prompt_projections = nn.ModuleList(
             [nn.Linear(width, UNUSED_PROJECTION_WIDTH) for _ in range(depth - 1)]
         ).requires_grad_(False)
@@ -116,11 +116,11 @@ class PromptLearner(nn.Module):
         return torch.cat([embeddings[:, :1], context, embeddings[:, 1 + self.n_ctx :]], dim=1), tokens
 
     def forward(self, class_names: list[str] | None = None) -> torch.Tensor:
-        """Text features (2, D), normal and abnormal, unnormalised; (C, 2, D) if `class_names` (object-aware) is given."""
+        """Text features (2, D), normal and abnormal, unnormalised; (C, 2, D) with `class_names` (object-aware)."""
         embeddings, tokens = self.prompts(class_names)
-        features = encode_prompts(
-            self._model[0].clip, embeddings, tokens.argmax(dim=-1), list(self.compound_prompts_text)
-        )
+        # The released code runs its deep tokens in half precision: only rounded do its checkpoints give its numbers.
+        deep = [prompt.half().to(embeddings.dtype) for prompt in self.compound_prompts_text]
+        features = encode_prompts(self._model[0].clip, embeddings, tokens.argmax(dim=-1), deep)
         return features if class_names is None else features.unflatten(0, (len(class_names), 2))
 
 
@@ -136,3 +136,36 @@ def hand_written_features(model: AnomalyCLIP, class_names: list[str]) -> torch.T
             prompts = [template.format(state) for state in filled for template in TEMPLATES]
             features.append(F.normalize(model.encode_text(prompts), dim=-1).mean(dim=0))
     return torch.stack(features).unflatten(0, (len(class_names), 2))
+
+
+def load_prompt_learner(
+    model: AnomalyCLIP, state: dict[str, torch.Tensor], class_name: str = "object"
+) -> PromptLearner:
+    """PromptLearner from a checkpoint's state dict (ours or the authors'); its sizes are read from the tensors.
+
+    Raises InputError if the tensors are not those of a prompt learner for this model's text tower.
+    """
+    sizes = learner_sizes(state)
+    width, own_width = state["ctx_pos"].shape[-1], model.clip.ln_final.weight.shape[0]
+    if width != own_width:
+        raise InputError(
+            f"the checkpoint's prompts have width {width}, the model's text tower {own_width}; name its model"
+        )
+    learner = PromptLearner(model, **sizes, class_name=class_name)
+    own = learner.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
+    if wrong:
+        raise InputError(
+            f"the checkpoint is not one of AnomalyCLIP's prompt learner: {wrong[0]} is missing or does not fit"
+        )
+    learner.load_state_dict(state)
+    return learner
+
+
+def learner_sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
+    """n_ctx, depth and t_n_ctx of a prompt learner's state dict; InputError if it is none."""
+    if "ctx_pos" not in state or state["ctx_pos"].ndim != 4:
+        raise InputError("the checkpoint holds no prompt learner (no ctx_pos of shape (1, 1, n_ctx, width))")
+    deep = [value for key, value in state.items() if key.startswith("compound_prompts_text.")]
+    sizes = {"n_ctx": state["ctx_pos"].shape[2], "depth": len(deep) + 1}
+    return sizes | ({"t_n_ctx": deep[0].shape[0]} if deep else {})

@@ -17,6 +17,11 @@ class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: which file or flag, what is wrong, what to do."""
 
 
+def one_line(error: BaseException, length: int = 120) -> str:
+    """First line of an error's message, cut to `length` characters; its kind if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:length]
+
+
 def run_cli(main: Callable[[], None]) -> None:
     """Run a script's main(); bad input ends it with one line on stderr and exit code 2, Ctrl-C with exit code 130."""
     try:
@@ -71,7 +76,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write indented JSON atomically; key order is kept, non-ASCII letters stay readable."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def make_run_folder(path: str | os.PathLike) -> Path:

@@ -14,7 +14,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils import InputError
+from utils import InputError, one_line
 
 from .model import AnomalyCLIP
 
@@ -39,7 +39,7 @@ def load(
             width / 64 and the activation QuickGELU, as in OpenAI's models).
         pretrained: an open_clip tag ("openai", ...), or a file: OpenAI's TorchScript archive or a state dict
             (.pt, .pth, .safetensors) with OpenAI's or open_clip's names.
-        image_size: S in pixels, a multiple of the patch size; default 518 for patch 14, else what the tower was made for.
+        image_size: S in pixels, a multiple of the patch size; default 518 for patch 14, else the tower's own.
         dpam_layer: n: DPAM replaces the attention of the last n - 1 blocks; 1: no DPAM. Default 20 for 24 blocks and
             the same share of the blocks for other depths.
         dpam_mode: "vv", "qq" or "kk".
@@ -151,7 +151,7 @@ def find_tagged_weights(name: str, tag: str) -> tuple[Path, bool, dict]:
     try:
         return Path(download_pretrained(weights)), quick_gelu, norm
     except Exception as error:  # the hub and urllib raise many kinds, all meaning "no weights"
-        detail = (str(error).splitlines() or [type(error).__name__])[-1][:120]
+        detail = one_line(error)
         source = url or f"Hugging Face ({weights.get('hf_hub', '').rstrip('/')})"
         raise InputError(
             f"the weights of {name} ({tag}) are not on this machine and cannot be downloaded ({detail}); "
@@ -178,9 +178,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     except pickle.UnpicklingError:
         raise InputError(f"{path} holds more than tensors and is not opened; save a plain state dict instead") from None
     except (RuntimeError, SafetensorError, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as weights ({str(error).splitlines()[0][:120]}); get it again"
-        ) from None
+        raise InputError(f"{path} cannot be read as weights ({one_line(error)}); get it again") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -1,0 +1,170 @@
+"""Test zero-shot: find anomalies in data sets that the prompts were not learned on (paper sections 3.4 and 4)."""
+
+import argparse
+from pathlib import Path
+
+from options import (
+    add_shared_flags,
+    load_model,
+    not_negative,
+    positive,
+    read_checkpoint,
+    settings_from,
+    weights_checksum,
+)
+from utils import (
+    InputError,
+    environment,
+    get_logger,
+    make_run_folder,
+    pick_device,
+    run_cli,
+    set_seed,
+    write_json,
+    write_text,
+)
+
+METRICS = {
+    "image-level": ("image_auroc", "image_ap"),
+    "pixel-level": ("pixel_auroc", "pixel_aupro"),
+    "image-pixel-level": ("pixel_auroc", "pixel_aupro", "image_auroc", "image_ap"),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Settings not given come from the checkpoint.")
+    parser.add_argument("--data_path", type=Path, required=True, help="root of the data set; holds meta.json")
+    parser.add_argument("--save_path", type=Path, default=Path("results"), help="run folder (results)")
+    parser.add_argument("--checkpoint_path", type=Path, help="epoch_N.pth of train.py or of the authors")
+    parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records")
+    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument("--metrics", choices=tuple(METRICS), default="image-pixel-level")
+    parser.add_argument("--batch_size", type=positive, default=8)
+    parser.add_argument("--sigma", type=not_negative, default=4.0, help="Gaussian filter of the maps, pixels (4)")
+    parser.add_argument("--vis", action="store_true", help="write pictures: image, mask, heat map")
+    add_shared_flags(parser)
+    return parser.parse_args()
+
+
+def test(args: argparse.Namespace) -> None:
+    import torch
+    from tabulate import tabulate
+    from torch.utils.data import DataLoader, Subset
+    from tqdm import tqdm
+
+    from dataset import AnomalyDataset
+
+    checkpoint = read_checkpoint(args.checkpoint_path) if args.checkpoint_path else None
+    settings = settings_from(args, checkpoint)
+    if (checkpoint is None) != (settings["prompt"] == "hand-written"):
+        raise InputError("give either --checkpoint_path FILE (learned prompts) or --prompt hand-written (no file)")
+    device = pick_device(args.device)
+    set_seed(args.seed)
+    model = load_model(settings, args.feature_map_layer, device)
+    if settings.get("weights_sha256", weights := weights_checksum(model)) != weights:
+        raise InputError(
+            f"{args.checkpoint_path} was trained on other weights of {settings['model']} than --pretrained "
+            f"{settings['pretrained']} holds; give the file it was trained with"
+        )
+    settings["weights_sha256"] = weights
+    names = METRICS[args.metrics]
+    data = AnomalyDataset(args.data_path, model.preprocess, model.image_size, split=args.split)
+    folder = make_run_folder(args.save_path)
+    logger = get_logger(folder)
+    record = {"dataset": args.dataset, "split": args.split, "data_checksum": data.checksum, "settings": settings}
+    write_json(folder / "args.json", {"arguments": vars(args) | settings, **record, "versions": environment()})
+    logger.info("testing on %s (%s split): %d images, %s", args.dataset, args.split, len(data), settings)
+    for warning in data.warnings:
+        logger.warning("%s", warning)
+
+    with torch.no_grad():
+        text_features = text_features_of(model, checkpoint, settings["prompt"], data.classes)
+    results = {}
+    progress = tqdm(total=len(data), desc="testing", unit="image")
+    for class_name in data.classes:
+        part = Subset(data, [i for i, entry in enumerate(data.entries) if entry.class_name == class_name])
+        scores, maps, masks, labels, paths = [], [], [], [], []
+        for batch in DataLoader(part, args.batch_size, num_workers=args.num_workers):
+            batch_scores, batch_maps = model.detect(
+                batch["image"].to(device), text_features[class_name], settings["features_list"], args.sigma
+            )
+            scores.append(batch_scores)
+            maps.append(batch_maps)
+            masks.append(batch["mask"].bool())
+            labels.append(batch["label"])
+            paths += batch["image_path"]
+            progress.update(len(batch["image_path"]))
+        scores, maps, masks, labels = map(torch.cat, (scores, maps, masks, labels))
+        results[class_name] = evaluate(
+            names, labels.numpy(), scores.numpy(), masks.numpy(), maps.numpy(), data.has_masks
+        )
+        if args.vis:
+            draw(folder / "vis", data.root, paths, masks if data.has_masks else None, maps)
+    progress.close()
+    results["mean"] = {name: mean([row[name] for row in results.values()]) for name in names}
+
+    rows = [[key] + ["-" if row[n] is None else f"{row[n]:.1f}" for n in names] for key, row in results.items()]
+    table = tabulate(rows, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
+    overall = results.pop("mean")
+    write_json(folder / "metrics.json", {**record, "classes": results, "mean": overall})
+    write_text(folder / "table.md", table + "\n")
+    logger.info("\n%s", table)
+
+
+def text_features_of(model, checkpoint: dict | None, prompt: str, class_names: list[str]) -> dict:
+    """For each class its text features (2, D), normal and abnormal."""
+    from prompt_ensemble import hand_written_features, load_prompt_learner
+
+    if prompt == "hand-written":
+        return dict(zip(class_names, hand_written_features(model, class_names), strict=True))
+    learner = load_prompt_learner(model, checkpoint["prompt_learner"])
+    if prompt == "object-aware":
+        return dict(zip(class_names, learner(class_names), strict=True))
+    return dict.fromkeys(class_names, learner())
+
+
+def evaluate(names: tuple[str, ...], labels, scores, masks, maps) -> dict[str, float | None]:
+    """The metrics of one class in percent; None where the class has no normal images or no masks."""
+    import metrics
+
+    values = {}
+    for name in names:
+        if name.startswith("image"):
+            value = getattr(metrics, name)(labels, scores)
+        else:
+            value = None if masks is None else getattr(metrics, name)(masks, maps)
+        values[name] = None if value is None else 100 * value
+    return values
+
+
+def mean(values: list[float | None]) -> float | None:
+    """Plain mean over the classes that have a value."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def draw(folder: Path, root: str, paths: list[str], masks, maps) -> None:
+    """Write image, mask (None: no masks) and heat map side by side, named after the images.
+
+    The colours of all pictures of a class share one scale, so a normal image stays cool beside an anomalous one.
+    """
+    import cv2
+    import numpy as np
+
+    from dataset import load_image
+
+    low, high = maps.min(), maps.max()
+    for number, (path, values) in enumerate(zip(paths, maps, strict=True)):
+        image = np.asarray(load_image(path).resize(values.shape))[:, :, ::-1]
+        heat = ((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+        overlay = cv2.addWeighted(image, 0.5, cv2.applyColorMap(heat, cv2.COLORMAP_JET), 0.5, 0)
+        panels = [image, overlay]
+        if masks is not None:
+            panels.insert(1, cv2.cvtColor(masks[number].astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR))
+        target = folder / Path(path).relative_to(root).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(cv2.imencode(".png", np.hstack(panels))[1].tobytes())
+
+
+if __name__ == "__main__":
+    run_cli(lambda: test(parse_args()))
