@@ -1,0 +1,16 @@
+"""Write ROOT/meta.json for Br35H: {no,yes}/*, no masks."""
+
+from pathlib import Path
+
+import builder
+
+
+def layout(root: Path) -> builder.Splits:
+    """Other folders of the download (pred/ and the detection part) are not used."""
+    normal = builder.need_folder(root, "no")
+    abnormal = builder.need_folder(root, "yes")
+    return builder.folder_label_layout(root, "brain", {normal: False, abnormal: True})
+
+
+if __name__ == "__main__":
+    builder.run("br35h", layout, __doc__)

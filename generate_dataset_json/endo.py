@@ -1,0 +1,18 @@
+"""Write ROOT/meta.json for Endo: one folder of images of any name, and masks of the same stem in masks/*."""
+
+from pathlib import Path
+
+import builder
+
+
+def layout(root: Path) -> builder.Splits:
+    """Every folder but masks and good holds abnormal images."""
+    masks = builder.need_folder(root, "masks")
+    folders = [name for name in builder.list_folders(root) if name != masks]
+    if not folders:
+        raise builder.InputError(f"{root}: no folder of images beside {masks}; give the folder of both as --root")
+    return builder.image_mask_layout(root, "colon", folders, masks)
+
+
+if __name__ == "__main__":
+    builder.run("endo", layout, __doc__)

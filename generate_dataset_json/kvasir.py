@@ -1,0 +1,16 @@
+"""Write ROOT/meta.json for Kvasir: images/* and masks of the same stem in masks/*."""
+
+from pathlib import Path
+
+import builder
+
+
+def layout(root: Path) -> builder.Splits:
+    """All images are abnormal."""
+    return builder.image_mask_layout(
+        root, "colon", [builder.need_folder(root, "images")], builder.need_folder(root, "masks")
+    )
+
+
+if __name__ == "__main__":
+    builder.run("kvasir", layout, __doc__)

@@ -1,0 +1,6 @@
+"""Write ROOT/meta.json for MPDD: CLASS/{train,test}/SPECIE/*.png, CLASS/ground_truth/SPECIE/*_mask.png."""
+
+import builder
+
+if __name__ == "__main__":
+    builder.run("mpdd", builder.mvtec_layout, __doc__)
