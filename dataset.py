@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import posixpath
 import re
@@ -20,8 +19,6 @@ from utils import InputError
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger("anomalyclip")
 
 
 class ImageError(InputError):
@@ -69,8 +66,7 @@ class AnomalyDataset:
         warnings: one-line strings on what looks wrong but can be used.
 
     Raises InputError on construction if meta.json or a file that it names is missing or not as it should be (files are
-    not decoded yet), and ImageError, an InputError, from `dataset[i]` if an image or mask cannot be read. An anomalous
-    image whose mask marks no pixel is reported to the logger "anomalyclip" when it is first met.
+    not decoded yet), and ImageError, an InputError, from `dataset[i]` if an image or mask cannot be read.
     """
 
     def __init__(
@@ -106,7 +102,6 @@ class AnomalyDataset:
             )
         self.checksum = self._checksum()
         self.warnings = self._mask_size_warnings()
-        self._blank_masks: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -122,13 +117,6 @@ class AnomalyDataset:
         mask = np.zeros((self.image_size, self.image_size), dtype=np.float32)
         if entry.label == 1 and entry.mask_path:
             mask = load_mask(self._path(entry.mask_path), self.image_size)
-            if not mask.any() and entry.mask_path not in self._blank_masks:
-                self._blank_masks.add(entry.mask_path)
-                logger.warning(
-                    "mask %s of an anomalous image marks no pixel at size %d; all its pixels count as normal",
-                    entry.mask_path,
-                    self.image_size,
-                )
         return {
             "image": image,
             "mask": torch.from_numpy(mask),

@@ -94,12 +94,14 @@ def test(args: argparse.Namespace) -> None:
             labels.append(batch["label"])
             paths += batch["image_path"]
             progress.update(len(batch["image_path"]))
-        scores, maps, masks, labels = map(torch.cat, (scores, maps, masks, labels))
-        results[class_name] = evaluate(
-            names, labels.numpy(), scores.numpy(), masks.numpy(), maps.numpy(), data.has_masks
-        )
+        scores, maps, masks, labels = (torch.cat(parts).numpy() for parts in (scores, maps, masks, labels))
+        blank = int(((labels == 1) & ~masks.any(axis=(1, 2))).sum())
+        if data.has_masks and blank:
+            logger.warning("%s: the masks of %d anomalous images mark no pixel at this size", class_name, blank)
+        masks = masks if data.has_masks else None
+        results[class_name] = evaluate(names, labels, scores, masks, maps)
         if args.vis:
-            draw(folder / "vis", data.root, paths, masks if data.has_masks else None, maps)
+            draw(folder / "vis", data.root, paths, masks, maps)
     progress.close()
     results["mean"] = {name: mean([row[name] for row in results.values()]) for name in names}
 

@@ -97,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
             raise InputError(f"{args.train_data_path} has no masks, so --no_global_loss leaves nothing to train on")
         logger.warning("the data set has no masks: training with the global loss alone")
 
-    focal, dice = FocalLoss(), BinaryDiceLoss()
+    focal, dice, blank = FocalLoss(), BinaryDiceLoss(), 0
     for epoch in range(first_epoch, args.epoch + 1):
         order = torch.Generator().manual_seed(args.seed * 10_000 + epoch)  # does not depend on where training resumed
         loader = DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.num_workers, generator=order)
@@ -127,9 +127,12 @@ def train(args: argparse.Namespace) -> None:
             loss.backward()
             optimizer.step()
 
+            blank += int(((labels == 1) & (masks.sum(dim=(1, 2)) == 0)).sum())
             sums["image_loss"] += image_loss.item()
             sums["local_loss"] += args.lambda_local * local_loss.item()
             progress.set_postfix({key: f"{value / number:.4f}" for key, value in sums.items()})
+        if use_local and blank and epoch == first_epoch:
+            logger.warning("the masks of %d anomalous images mark no pixel at this size", blank)
         if epoch % args.print_freq == 0:
             means = ", ".join(f"{key} {value / len(loader):.4f}" for key, value in sums.items())
             logger.info("epoch %d/%d: %s", epoch, args.epoch, means)
@@ -137,7 +140,7 @@ def train(args: argparse.Namespace) -> None:
             state = {"prompt_learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
             with atomic_path(folder / f"epoch_{epoch}.pth") as path, open(path, "wb") as file:
                 torch.save(state | record, file)
-    logger.info("finished: %s", folder / f"epoch_{args.epoch}.pth")
+    logger.info("finished: %s", folder / f"epoch_{max(args.epoch, first_epoch - 1)}.pth")
 
 
 def prompts_for(learner, class_names: list[str], prompt: str):

@@ -4,6 +4,10 @@ Each of --normal and --abnormal takes folders (all images in and below them), fi
 relative to ROOT. Example, with masks called STEM.png beside the images STEM.jpg:
 
     custom.py --root data/tiles --normal "MT_Free/Imgs/*.jpg" --abnormal "MT_B*/Imgs/*.jpg" --mask_suffix .png
+
+A set that is laid out like MVTec AD (CLASS/{train,test,ground_truth}/SPECIE/) needs no more than:
+
+    custom.py --root data/mine --mvtec_layout
 """
 
 import argparse
@@ -38,9 +42,10 @@ def parse_args() -> argparse.Namespace:
     name.add_argument("--class_name", default="object", help="class of all images, default object")
     name.add_argument("--class_from_folder", action="store_true", help="class is the first folder of the image's path")
     parser.add_argument("--split", choices=["train", "test"], default="test", help="split to fill, default test")
+    parser.add_argument("--mvtec_layout", action="store_true", help="ROOT is laid out like MVTec AD")
     args = parser.parse_args()
-    if not args.normal + args.abnormal:
-        parser.error("give --normal, --abnormal or both")
+    if args.mvtec_layout == bool(args.normal + args.abnormal):
+        parser.error("give --normal, --abnormal or both; or --mvtec_layout alone")
     return args
 
 

@@ -166,16 +166,6 @@ def test_mask_of_the_size_of_the_upright_image_is_not_reported(root):
     assert load(root).warnings == []
 
 
-def test_black_mask_of_an_anomalous_image_is_reported_once(root, caplog):
-    save_mask(root / "bottle/bad_mask.png", box=(0, 0, 0, 0))
-    dataset = load(root)
-    with caplog.at_level("WARNING", logger="anomalyclip"):
-        for index in (0, 0, 1):
-            assert not dataset[index]["mask"].any()
-    assert len(caplog.messages) == 1
-    assert "bottle/bad_mask.png" in caplog.messages[0]
-
-
 # meta.json as the released scripts write it
 
 

@@ -520,3 +520,16 @@ def test_custom_needs_images(tmp_path):
     code, _, errors = run("custom", tmp_path)
     assert code == 2
     assert "give --normal, --abnormal or both" in errors
+
+
+def test_custom_with_mvtecs_layout_and_other_classes(tmp_path):
+    tree(tmp_path, "clock/test/good/0.png", "clock/test/bent/0.png", "clock/ground_truth/bent/0_mask.png")
+    rows, warnings = generate("custom", tmp_path, "--mvtec_layout")
+    assert [row[3:] for row in rows] == [
+        ("clock/test/bent/0.png", 1, "clock/ground_truth/bent/0_mask.png"),
+        ("clock/test/good/0.png", 0, ""),
+    ]
+    assert warnings == []
+    code, _, errors = run("custom", tmp_path, "--mvtec_layout", "--normal", "clock")
+    assert code == 2
+    assert "--mvtec_layout alone" in errors

@@ -1,0 +1,23 @@
+# Sourced by the other scripts: goes to the repository's root and makes .venv with the requirements, once.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+
+make_environment() {
+    local stamp=.venv/.installed base=${PYTHON:-python3}
+    if [ ! -f "$stamp" ] || ! cmp -s requirements.txt "$stamp"; then
+        "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+            echo "error: $base is missing or older than 3.10; install Python 3.10+ or set PYTHON=/path/to/python3" >&2
+            exit 2
+        }
+        echo "installing into .venv (about two minutes the first time)"
+        "$base" -m venv .venv || {
+            echo "error: python cannot make a virtual environment; install its venv module (python3-venv)" >&2
+            exit 2
+        }
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
+            echo "error: the requirements could not be installed; see pip's message above" >&2
+            exit 2
+        }
+        cp requirements.txt "$stamp"
+    fi
+    PYTHON=$PWD/.venv/bin/python
+}
