@@ -22,7 +22,8 @@ import builder
 def main() -> None:
     """Read the options, find images and masks, write the file."""
     args = parse_args()
-    splits = builder.read_layout(lambda root: find_entries(root, args), builder.open_root(args.root))
+    layout = builder.mvtec_layout if args.mvtec_layout else lambda root: find_entries(root, args)
+    splits = builder.read_layout(layout, builder.open_root(args.root))
     builder.write_meta(splits, args.root, args.out)
 
 
