@@ -37,6 +37,14 @@ def positive(text: str) -> int:
     return number
 
 
+def count(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return number
+
+
 def not_negative(text: str) -> float:
     """argparse type: a finite number of at least 0."""
     number = float(text)
@@ -71,8 +79,10 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--t_n_ctx", type=positive, help="learned tokens per deep text block (4)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cuda, mps or cpu (the best there is)")
-    machine.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="image-reading processes")
-    machine.add_argument("--seed", type=int, default=111)
+    machine.add_argument(
+        "--num_workers", type=count, default=min(4, os.cpu_count() or 1), help="image-reading processes"
+    )
+    machine.add_argument("--seed", type=count, default=111)
 
 
 def settings_from(args: argparse.Namespace, checkpoint: dict | None = None) -> dict:

@@ -78,7 +78,7 @@ def test(args: argparse.Namespace) -> None:
         logger.warning("%s", warning)
 
     with torch.no_grad():
-        text_features = text_features_of(model, checkpoint, settings["prompt"], data.classes)
+        text_features = text_features_of(model, args.checkpoint_path, checkpoint, settings["prompt"], data.classes)
     results = {}
     progress = tqdm(total=len(data), desc="testing", unit="image")
     for class_name in data.classes:
@@ -113,13 +113,16 @@ def test(args: argparse.Namespace) -> None:
     logger.info("\n%s", table)
 
 
-def text_features_of(model, checkpoint: dict | None, prompt: str, class_names: list[str]) -> dict:
+def text_features_of(model, path: Path | None, checkpoint: dict | None, prompt: str, class_names: list[str]) -> dict:
     """For each class its text features (2, D), normal and abnormal."""
     from prompt_ensemble import hand_written_features, load_prompt_learner
 
     if prompt == "hand-written":
         return dict(zip(class_names, hand_written_features(model, class_names), strict=True))
-    learner = load_prompt_learner(model, checkpoint["prompt_learner"])
+    try:
+        learner = load_prompt_learner(model, checkpoint["prompt_learner"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if prompt == "object-aware":
         return dict(zip(class_names, learner(class_names), strict=True))
     return dict.fromkeys(class_names, learner())

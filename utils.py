@@ -23,11 +23,18 @@ def one_line(error: BaseException, length: int = 120) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a script's main(); bad input ends it with one line on stderr and exit code 2, Ctrl-C with exit code 130."""
+    """Run a script's main(): bad input and a failing disk end it with one line on stderr and exit code 2, Ctrl-C
+    with exit code 130."""
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'file system'}: {error.strerror or error}; check disk and permissions",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was finished is on disk", file=sys.stderr)

@@ -345,6 +345,24 @@ def test_a_run_folder_is_not_overwritten_or_resumed_with_other_flags(data, train
     assert not (trained / "epoch_3.pth").exists()
 
 
+def test_a_checkpoint_for_another_text_tower(data, small_model, tmp_path, monkeypatch, capsys):
+    torch.save({"prompt_learner": PromptLearner(small_model).state_dict()}, tmp_path / "depth 9.pth")
+    torch.save({"prompt_learner": PromptLearner(small_model, depth=4).state_dict()}, tmp_path / "depth 4.pth")
+    wide = {
+        key: value.repeat(1, 1, 1, 6) for key, value in PromptLearner(small_model).state_dict().items() if "ctx" in key
+    }
+    torch.save({"prompt_learner": wide}, tmp_path / "width 768.pth")
+    for file, code, message in (
+        ("depth 9.pth", 2, "text tower has 4"),
+        ("width 768.pth", 2, "width 768"),
+        ("depth 4.pth", 0, ""),
+    ):
+        arguments = ("--data_path", data, "--checkpoint_path", tmp_path / file, "--save_path", tmp_path / "run")
+        assert run(monkeypatch, "test", *arguments, *QUICK) == code
+        if code:
+            check_error(capsys, f"{file}: .*{message}")
+
+
 def test_a_checkpoint_that_is_not_plain_is_not_opened(data, tmp_path, monkeypatch, capsys):
     torch.save({"prompt_learner": {"ctx_pos": os.system}}, tmp_path / "hostile.pth")
     torch.save({"something": torch.zeros(1)}, tmp_path / "other.pth")
