@@ -1,0 +1,1 @@
+"""The procedural world of the demonstration: scenes, defects, the data sets and the tiny CLIP made from them."""

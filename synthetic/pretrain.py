@@ -1,0 +1,384 @@
+"""Pre-train the tiny CLIP of checkpoints/tiny from scratch on images rendered without end.
+
+Each step draws pairs of one scene with and without a defect, and captions that differ in the state words only.
+The loss is
+    contrastive   class tokens against the captions of the whole batch (the twin's caption is the hard negative)
+  + state         class token against the intact and the defective caption of its own scene
+  + grounding     DPAM patch tokens against the same two captions, with the rendered mask as the target.
+Class tokens are used without ln_post (as AnomalyCLIP does); ln_post stays the identity scale, tau is fixed at 0.07.
+The state file beside the log makes the run resumable: after a kill the same command goes on where it stopped.
+
+    python synthetic/pretrain.py --work runs/tiny --minutes 90
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import InputError, atomic_path, run_cli, write_json  # noqa: E402
+
+if TYPE_CHECKING:
+    import open_clip
+    from torch import Tensor, nn
+
+MODEL = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 96, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4},
+}
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TAU = 0.07
+PAIRS = 32  # scenes per step, each with its twin
+SMALL, SMALL_STEPS, FULL = 64, 2200, 96  # pixels; the first steps see small pictures
+LEARNING_RATE, WARMUP, DECAY_SHARE = 1e-3, 300, 0.3  # constant after the warm-up, linear to 0 over the last share
+WEIGHT_DECAY, CLIP_NORM, EMA = 0.05, 1.0, 0.998
+GENERAL = 0.5  # share of contrastive captions with general state words; state and grounding see specific ones only
+OBJECT_AGNOSTIC = 0.4  # share of pairs whose state captions say "object" instead of the name
+
+
+def size_at(step: int) -> int:
+    """Picture side at a step."""
+    return SMALL if step < SMALL_STEPS else FULL
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Learning rate at a step."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY_SHARE * steps))
+
+
+class Batches:
+    """Batch number -> batch, a function of (seed, number) alone; rendered by data-loader workers."""
+
+    def __init__(self, seed: int, steps: int) -> None:
+        self.seed, self.steps = seed, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict:
+        """One batch of P pairs.
+
+        images (2P, 3, S, S) uint8, the clean ones first; masks (P, S, S) of the defects; named and state: P caption
+        pairs each, the clean one first.
+        """
+        import numpy as np
+        import torch
+
+        from synthetic import captions, defects, world
+
+        rng = np.random.default_rng([self.seed, step])
+        size = size_at(step)
+        clean, broken, masks, named, state = [], [], [], [], []
+        while len(masks) < PAIRS:
+            scene = world.random_scene(rng, size)
+            where, what = defects.FREE_KINDS[rng.integers(len(defects.FREE_KINDS))]
+            image, mask, visible = defects.add_defect(rng, scene, where, what, tries=3)
+            if not visible:
+                continue
+            clean.append(scene.image)
+            broken.append(image)
+            masks.append(mask)
+            name = f"{scene.colour} {scene.noun}"
+            named.append(captions.caption_pair(rng, name, where, what, general=rng.random() < GENERAL))
+            name = "object" if rng.random() < OBJECT_AGNOSTIC else name
+            state.append(captions.caption_pair(rng, name, where, what, general=False))
+        images = np.stack(clean + broken).transpose(0, 3, 1, 2)
+        images = np.ascontiguousarray((images * 255 + 0.5).astype(np.uint8))
+        return {
+            "images": torch.from_numpy(images),
+            "masks": torch.from_numpy(np.stack(masks)),
+            "named": named,
+            "state": state,
+        }
+
+
+def build(seed: int) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer, list[int], nn.Parameter]:
+    """A fresh CLIP with ln_post fixed and an empty token table, and what stands in for the table.
+
+    Returns: clip, tokenizer, the sorted ids of the V tokens that captions use, their trainable rows (V, width).
+    """
+    import open_clip
+    import torch
+
+    from synthetic import captions
+
+    torch.manual_seed(seed)
+    clip = open_clip.CLIP(**MODEL)
+    clip.logit_scale.requires_grad_(False)
+    clip.visual.ln_post.requires_grad_(False)
+    tokenizer = open_clip.SimpleTokenizer(context_length=77)
+    ids = sorted({tokenizer.sot_token_id, tokenizer.eot_token_id, *tokenizer.encode(captions.all_words())})
+    rows = torch.nn.Parameter(clip.token_embedding.weight[ids].detach().clone())
+    clip.token_embedding.weight.requires_grad_(False).zero_()
+    return clip, tokenizer, ids, rows
+
+
+class Trainer:
+    """Model, optimiser, running average of the weights, and how to save and restore them."""
+
+    def __init__(self, seed: int, steps: int) -> None:
+        import torch
+
+        self.clip, self.tokenizer, self.ids, self.rows = build(seed)
+        self.row_of = {token: row for row, token in enumerate(self.ids)}
+        self.token_cache: dict[str, list[int]] = {}
+        self.step, self.steps, self.seconds = 0, steps, 0.0
+        self.parameters = {"rows": self.rows}
+        self.parameters |= {name: p for name, p in self.clip.named_parameters() if p.requires_grad}
+        matrices = [p for p in self.parameters.values() if p.ndim > 1]
+        vectors = [p for p in self.parameters.values() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def encode_captions(self, texts: list[str]) -> Tensor:
+        """Unit text features (T, D)."""
+        import torch
+        import torch.nn.functional as F
+
+        from AnomalyCLIP_lib.text import encode_prompts
+
+        for text in set(texts) - self.token_cache.keys():
+            tokens = [self.tokenizer.sot_token_id, *self.tokenizer.encode(text), self.tokenizer.eot_token_id]
+            self.token_cache[text] = [self.row_of[token] for token in tokens]
+        rows = [torch.tensor(self.token_cache[text]) for text in texts]
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return F.normalize(encode_prompts(self.clip, self.rows[padded], ends), dim=-1)
+
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit class tokens (B, D) without ln_post and unit DPAM patch tokens (B, N, D) of uint8 images."""
+        import torch
+        import torch.nn.functional as F
+
+        from AnomalyCLIP_lib.dpam import encode
+
+        layers = MODEL["vision_cfg"]["layers"]
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
+        token, (patches,) = encode(self.clip.visual, (images - mean) / std, [layers], dpam_layer=layers)
+        return F.normalize(token, dim=-1), F.normalize(patches[:, 1:], dim=-1)
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """The three terms of the loss and the shares of right answers."""
+        import torch
+        import torch.nn.functional as F
+
+        pairs = len(batch["masks"])
+        named = [pair[i] for i in (0, 1) for pair in batch["named"]]  # clean ones first, as the images
+        state = [pair[i] for i in (0, 1) for pair in batch["state"]]
+        texts = sorted(set(named + state))
+        index = {text: i for i, text in enumerate(texts)}
+        features = self.encode_captions(texts)
+        token, patches = self.encode_images(batch["images"])
+
+        ids = torch.tensor([index[text] for text in named])
+        logits = token @ features[ids].T / TAU
+        same = (ids[:, None] == ids[None]).float()
+        target = same / same.sum(1, keepdim=True)
+        contrastive = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+        states = features[torch.tensor([index[text] for text in state])]
+        two = torch.stack([states[:pairs], states[pairs:]], 1).repeat(2, 1, 1)  # (2P, 2, D)
+        label = torch.arange(2).repeat_interleave(pairs)
+        state_logits = torch.einsum("bd,bcd->bc", token, two) / TAU
+        state_loss = F.cross_entropy(state_logits, label)
+
+        margin = torch.einsum("bnd,bd->bn", patches, two[:, 1] - two[:, 0]) / TAU
+        patch = MODEL["vision_cfg"]["patch_size"]
+        covered = F.avg_pool2d(batch["masks"].float()[:, None], patch).flatten(1)
+        covered = torch.cat([torch.zeros_like(covered), covered])
+        grounding = F.binary_cross_entropy_with_logits(margin, covered, weight=1 + 3 * covered)
+        share = torch.sigmoid(margin[pairs:])
+        dice = 1 - ((2 * (share * covered[pairs:]).sum(1) + 1) / (share.sum(1) + covered[pairs:].sum(1) + 1)).mean()
+        return {
+            "contrastive": contrastive,
+            "state": state_loss,
+            "grounding": grounding,
+            "dice": dice,
+            "state_right": (state_logits.argmax(1) == label).float().mean(),
+        }
+
+    def train_step(self, batch: dict) -> dict[str, float]:
+        """One optimiser step; returns the numbers of the log."""
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.step, self.steps)
+        terms = self.losses(batch)
+        loss = 0.3 * terms["contrastive"] + 1.5 * terms["state"] + 2 * terms["grounding"] + 0.5 * terms["dice"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(EMA, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - keep)
+        return {name: value.item() for name, value in terms.items()}
+
+    def state(self) -> dict:
+        """Everything that a later run needs to go on."""
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        counters = {"step": self.step, "seconds": self.seconds}
+        return {"weights": weights, "average": self.average, "optimizer": self.optimizer.state_dict(), **counters}
+
+    def restore(self, state: dict) -> None:
+        """Take over what state() gave."""
+        import torch
+
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(state["weights"][name])
+                self.average[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def averaged(self) -> dict[str, Tensor]:
+        """State dict of open_clip.CLIP with the averaged weights, fp16; token rows outside the vocabulary are zero."""
+        import torch
+
+        weights = {name: tensor.half() for name, tensor in self.clip.state_dict().items()}
+        weights |= {name: tensor.half() for name, tensor in self.average.items() if name != "rows"}
+        table = torch.zeros_like(weights["token_embedding.weight"])
+        table[self.ids] = self.average["rows"].half()
+        return weights | {"token_embedding.weight": table}
+
+
+def probe(weights: dict[str, Tensor], per_kind: int = 2, size: int = FULL) -> dict[str, float]:
+    """Zero-shot AUROC (%) of a few hand-written prompts on the validation categories, mean over categories."""
+    import numpy as np
+    import open_clip
+    import torch
+    import torch.nn.functional as F
+    from sklearn.metrics import roc_auc_score
+
+    from AnomalyCLIP_lib.dpam import encode
+    from synthetic import render
+
+    clip = open_clip.CLIP(**MODEL).eval()
+    clip.load_state_dict(weights)
+    tokenize = open_clip.SimpleTokenizer(context_length=77)
+    layers = MODEL["vision_cfg"]["layers"]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    scores = {"image": [], "pixel": [], "pixel_without_dpam": []}
+    with torch.no_grad():
+        prompts = [f"a photo of a {word} object." for word in ("flawless", "perfect", "damaged", "defective")]
+        text = F.normalize(clip.encode_text(tokenize(prompts)), dim=-1)
+        direction = text[2:].mean(0) - text[:2].mean(0)
+        for category in render.categories("validation"):
+            images, masks = render.small_test_split("validation", category, seed=7, per_kind=per_kind, size=size)
+            masks = np.stack(masks)
+            batch = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255 - mean) / std
+            for name, dpam_layer in (("pixel", layers), ("pixel_without_dpam", 1)):
+                token, (patches,) = encode(clip.visual, batch, [layers], dpam_layer=dpam_layer)
+                grid = int((patches.shape[1] - 1) ** 0.5)
+                maps = (F.normalize(patches[:, 1:], dim=-1) @ direction).unflatten(1, (grid, grid))
+                maps = F.interpolate(maps[:, None], size=(size, size), mode="bilinear")
+                scores[name].append(roc_auc_score(masks.ravel(), maps.numpy().ravel()))
+            scores["image"].append(roc_auc_score(masks.any((1, 2)), (F.normalize(token, dim=-1) @ direction).numpy()))
+    return {name: 100 * float(np.mean(values)) for name, values in scores.items()}
+
+
+def export(weights: dict[str, Tensor], folder: Path) -> None:
+    """Write open_clip_config.json and model.safetensors."""
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "open_clip_config.json", {"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": STD}})
+    with atomic_path(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(save(weights))
+
+
+def pretrain(
+    work: Path,
+    out: Path,
+    steps: int,
+    minutes: float,
+    seed: int,
+    workers: int = 1,
+    log_every: int = 50,
+    save_every: int = 250,
+) -> Trainer:
+    """Train until `steps` steps are done or `minutes` are over; go on from work/state.pt if it is there.
+
+    Every `save_every` steps (and at the end) the state, the export in `out` and the probe are brought up to date.
+    """
+    import time
+    from collections import Counter
+
+    import torch
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        log = open(work / "log.txt", "a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be written ({error.strerror}); give another --work or --out"
+        ) from None
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        print(line, file=log, flush=True)
+
+    trainer = Trainer(seed, steps)
+    if (work / "state.pt").exists():
+        try:
+            trainer.restore(torch.load(work / "state.pt", weights_only=True))
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{work / 'state.pt'} does not fit this recipe ({error}); remove it to start anew"
+            ) from None
+        say(f"continuing at step {trainer.step}")
+    remaining = range(trainer.step, steps)
+    loader = torch.utils.data.DataLoader(
+        Batches(seed, steps),
+        batch_size=None,
+        sampler=remaining,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+    )
+    start, before, sums = time.monotonic(), trainer.seconds, Counter()
+    for batch in loader:
+        sums.update(trainer.train_step(batch))
+        trainer.seconds = before + time.monotonic() - start
+        over = trainer.step == steps or time.monotonic() - start > 60 * minutes
+        if trainer.step % log_every == 0:
+            means = ", ".join(f"{name} {value / log_every:.3f}" for name, value in sums.items())
+            say(f"step {trainer.step}/{steps}, {trainer.seconds / 60:.1f} min: {means}")
+            sums.clear()
+        if trainer.step % save_every == 0 or over:
+            with atomic_path(work / "state.pt") as temporary:
+                torch.save(trainer.state(), temporary)
+            export(trainer.averaged(), out)
+            scores = ", ".join(f"{name} {value:.1f}" for name, value in probe(trainer.averaged()).items())
+            say(f"step {trainer.step}: validation AUROC {scores}")
+        if over:
+            break
+    log.close()
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pre-train the tiny CLIP on rendered images; resumes by itself.")
+    parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="folder of the state file and the log")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"), help="folder of the exported checkpoint")
+    parser.add_argument("--steps", type=int, default=4400, help="length of the schedule; one step is 32 pairs")
+    parser.add_argument("--minutes", type=float, default=600, help="stop after so many minutes, ready to be continued")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="ignore and overwrite an earlier state in --work")
+    args = parser.parse_args()
+    if args.steps < 1 or args.minutes <= 0:
+        raise InputError("--steps and --minutes must be positive")
+    if args.fresh:
+        (args.work / "state.pt").unlink(missing_ok=True)
+    pretrain(args.work, args.out, args.steps, args.minutes, args.seed)
+
+
+if __name__ == "__main__":
+    run_cli(main)
