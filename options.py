@@ -89,14 +89,14 @@ def settings_from(args: argparse.Namespace, checkpoint: dict | None = None) -> d
     """Settings given by flags, else by the checkpoint, else the defaults.
 
     A flag that contradicts the checkpoint raises an InputError naming both values. Weights files may have moved, so
-    `pretrained` is compared later, by content (`check_weights`).
+    `pretrained` is not compared here but by content, see `weights_checksum`.
     """
     given = {key: getattr(args, key) for key in DEFAULTS if getattr(args, key) is not None}
     if "features_list" in given:
         given["features_list"] = tapped_layers(given["features_list"], args.feature_map_layer)
     stored = checkpoint["settings"] if checkpoint else {}
     for key, value in given.items():
-        if key != "pretrained" and key in stored and stored[key] != value:
+        if key != "pretrained" and stored.get(key, value) not in (value, None):
             raise InputError(f"--{key} {show(value)} contradicts {args.checkpoint_path}, made with {show(stored[key])}")
     settings = DEFAULTS | stored | given
     if settings["model"] == "tiny":
@@ -105,24 +105,17 @@ def settings_from(args: argparse.Namespace, checkpoint: dict | None = None) -> d
                 f"--pretrained {given['pretrained']} cannot be used with --model tiny, which has its own weights"
             )
         settings["pretrained"] = None
-    elif (
-        "pretrained" in given
-        and "model" not in given
-        and "model" not in stored
-        and is_weights_file(given["pretrained"])
-    ):
-        settings["model"] = None
+    elif "pretrained" in given and "model" not in stored | given:
+        from AnomalyCLIP_lib.backbones import is_file_name
+
+        if is_file_name(given["pretrained"]):
+            settings["model"] = None  # its geometry is read from the file
     return settings
 
 
 def show(value: object) -> str:
     """A flag's value as typed on the command line."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def is_weights_file(pretrained: str) -> bool:
-    """Whether --pretrained names a file; then the model's geometry can be read from it."""
-    return os.path.exists(pretrained) or pretrained.endswith((".pt", ".pth", ".safetensors"))
 
 
 def tapped_layers(features_list: list[int], feature_map_layer: list[int]) -> list[int]:

@@ -61,12 +61,12 @@ def test(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     set_seed(args.seed)
     model = load_model(settings, args.feature_map_layer, device)
-    if settings.get("weights_sha256", weights := weights_checksum(model)) != weights:
+    weights = weights_checksum(model)
+    if settings.setdefault("weights_sha256", weights) != weights:
         raise InputError(
             f"{args.checkpoint_path} was trained on other weights of {settings['model']} than --pretrained "
             f"{settings['pretrained']} holds; give the file it was trained with"
         )
-    settings["weights_sha256"] = weights
     names = METRICS[args.metrics]
     data = AnomalyDataset(args.data_path, model.preprocess, model.image_size, split=args.split)
     folder = make_run_folder(args.save_path)

@@ -63,6 +63,9 @@ def train(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     model = load_model(settings, args.feature_map_layer, device)
     dataset = AnomalyDataset(args.train_data_path, model.preprocess, model.image_size, split=args.split)
+    use_local = not args.no_local_loss and dataset.has_masks
+    if args.no_global_loss and not use_local:
+        raise InputError(f"{args.train_data_path} has no masks, so --no_global_loss leaves nothing to train on")
     folder = make_run_folder(args.save_path)
     set_seed(args.seed)
     learner = PromptLearner(model, settings["n_ctx"], settings["depth"], settings["t_n_ctx"])
@@ -84,17 +87,15 @@ def train(args: argparse.Namespace) -> None:
             "no_global_loss": args.no_global_loss,
             "no_local_loss": args.no_local_loss,
         },
+        "versions": environment(),
     }
     first_epoch = 1 + restore(args, folder, record, learner, optimizer)
     logger = get_logger(folder)
-    write_json(folder / "args.json", {"arguments": vars(args) | settings, **record, "versions": environment()})
+    write_json(folder / "args.json", {"arguments": vars(args) | settings, **record})
     logger.info("training on %s (%s split): %d images, %s", args.dataset, args.split, len(dataset), settings)
     for warning in dataset.warnings:
         logger.warning("%s", warning)
-    use_local = not args.no_local_loss and dataset.has_masks
-    if not dataset.has_masks and not args.no_local_loss:
-        if args.no_global_loss:
-            raise InputError(f"{args.train_data_path} has no masks, so --no_global_loss leaves nothing to train on")
+    if not use_local and not args.no_local_loss:
         logger.warning("the data set has no masks: training with the global loss alone")
 
     focal, dice, blank = FocalLoss(), BinaryDiceLoss(), 0

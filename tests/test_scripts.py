@@ -112,6 +112,10 @@ def test_training_leaves_checkpoints_arguments_and_log(trained):
     assert record["arguments"]["epoch"] == 2 and record["training"]["seed"] == 111
     assert re.fullmatch("[0-9a-f]{64}", record["training"]["data_checksum"])
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    checkpoint = torch.load(trained / "epoch_2.pth", weights_only=True)
+    assert checkpoint["settings"] == record["settings"] and checkpoint["training"] == record["training"]
+    sizes = {"model": "tiny", "features_list": [6], "n_ctx": 12, "depth": 4, "t_n_ctx": 4, "dpam_layer": 6}
+    assert sizes.items() <= checkpoint["settings"].items() and checkpoint["versions"] == record["versions"]
     losses = re.findall(r"epoch (\d)/2: image_loss ([\d.]+), local_loss ([\d.]+)", (trained / "log.txt").read_text())
     assert [epoch for epoch, *_ in losses] == ["1", "2"]
     assert float(losses[1][2]) < float(losses[0][2])
@@ -361,6 +365,15 @@ def test_a_checkpoint_for_another_text_tower(data, small_model, tmp_path, monkey
         assert run(monkeypatch, "test", *arguments, *QUICK) == code
         if code:
             check_error(capsys, f"{file}: .*{message}")
+
+
+def test_a_checkpoint_trained_on_other_weights(data, trained, tmp_path, monkeypatch, capsys):
+    checkpoint = torch.load(trained / "epoch_2.pth", weights_only=True)
+    checkpoint["settings"]["weights_sha256"] = "0" * 64
+    torch.save(checkpoint, tmp_path / "moved.pth")
+    arguments = ("--data_path", data, "--checkpoint_path", tmp_path / "moved.pth", "--save_path", tmp_path / "run")
+    assert run(monkeypatch, "test", *arguments) == 2
+    check_error(capsys, "trained on other weights")
 
 
 def test_a_checkpoint_that_is_not_plain_is_not_opened(data, tmp_path, monkeypatch, capsys):
