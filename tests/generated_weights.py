@@ -63,7 +63,8 @@ def parameter(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     elif name.endswith("bias"):
         values = values * np.float32(0.02)
     elif len(shape) > 1 and "embedding" not in name:
-        values *= 1.0 / np.sqrt(np.prod(shape[1:]))
+        scale = 1 / np.sqrt(np.prod(shape[1:]))
+        values = (values.astype(np.float64) * scale).astype(np.float32)  # NumPy 1 would multiply in float32
     else:
         values = values * np.float32(0.3 if "visual" in name else 0.1)
     return torch.from_numpy(values.astype(np.float16).astype(np.float32))
