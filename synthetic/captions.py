@@ -1,4 +1,4 @@
-"""Captions of the pre-training pairs: templates, state words, and the vocabulary they use."""
+"""Captions of the pre-training scenes: templates, state words, and the vocabulary they use."""
 
 import numpy as np
 
@@ -67,27 +67,34 @@ WHAT_WORDS = {
     "scrape": "scraped",
     "fade": "greyed",
 }
+STRUCTURAL = {"remove", "dent", "swirl", "displace", "scrape", "burn", "invert", "smear", "static"}
 SPECIFIC = ("{what} {noun}", "{noun} with a {where}", "{noun} with a {what} {where}")
 NOUNS = {"disc", "egg", "block", "bar", "triangle", "card", "badge", "medal", "rosette", "cog", "ring", "rod", "token"}
 NOUNS |= {"vase", "flask", "cross", "fabric", "wall", "floor", "sheet", "surface", "texture", "object"}
 
 
 def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """One of the options."""
     return options[rng.integers(len(options))]
 
 
-def caption_pair(rng: np.random.Generator, name: str, where: str, what: str, general: bool) -> tuple[str, str]:
-    """Captions of a clean `name` and of one with the defect (where, what); they differ in the state words only.
+def caption_triple(rng: np.random.Generator, name: str, where: str, what: str, general: bool) -> tuple[str, str, str]:
+    """Captions of a clean `name`, of one with the defect (where, what), and of one with a different defect.
 
-    `general` captions say that something is wrong ("damaged"), the others say what ("burnt", "with a dark crack").
+    They differ in the state words only. With `general`, general words ("damaged") stand for structural damage; a change
+    of colour is never called so.
     """
     template = pick(rng, TEMPLATES)
+    clean, form = pick(rng, NORMAL), pick(rng, SPECIFIC)
+    right = form.format(noun=name, where=WHERE_WORDS[where], what=WHAT_WORDS[what])
+    other_where = pick(rng, tuple(word for key, word in WHERE_WORDS.items() if key != where))
+    other_what = pick(rng, tuple(word for key, word in WHAT_WORDS.items() if key != what))
+    wrong = form.format(noun=name, where=other_where, what=other_what)
     if general:
-        states = pick(rng, GENERAL_NORMAL).format(name), pick(rng, GENERAL_DAMAGED).format(name)
-    else:
-        damaged = pick(rng, SPECIFIC).format(noun=name, where=WHERE_WORDS[where], what=WHAT_WORDS[what])
-        states = pick(rng, NORMAL).format(name), damaged
-    return template.format(states[0]), template.format(states[1])
+        clean, broken = pick(rng, GENERAL_NORMAL), pick(rng, GENERAL_DAMAGED).format(name)
+        right, wrong = (broken, wrong) if what in STRUCTURAL else (right, broken)
+    clean = clean.format(name)
+    return template.format(clean), template.format(right), template.format(wrong)
 
 
 def all_words() -> str:

@@ -42,21 +42,25 @@ def _strokes(lines: list[np.ndarray], width: float, size: int) -> np.ndarray:
 
 
 def blob(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A blotch."""
     x, y = _local(rng, region, 0.24, 0.45)
     return np.hypot(x, y) + 1.2 * (smooth_noise(rng, region.shape[0], 9) - 0.5) < 0.9
 
 
 def oval(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A spot."""
     x, y = _local(rng, region, 0.24, 0.4)
     return np.hypot(x, y / rng.uniform(0.45, 1)) < 1
 
 
 def patch(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A rectangle."""
     x, y = _local(rng, region, 0.2, 0.38)
     return np.maximum(np.abs(x), np.abs(y) / rng.uniform(0.4, 1)) < 1
 
 
 def shard(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """An irregular polygon."""
     size, count = region.shape[0], int(rng.integers(3, 7))
     angles = np.sort(rng.uniform(0, 2 * np.pi, count))
     radii = rng.uniform(0.2, 0.5, count)
@@ -67,11 +71,13 @@ def shard(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
 
 
 def line(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A long thin bar."""
     x, y = _local(rng, region, 0.35, 0.7)
     return np.maximum(np.abs(x), np.abs(y) * rng.uniform(5, 10)) < 1
 
 
 def curve(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A bent thread."""
     start = np.array(_anchor(rng, region))
     turn = np.cumsum(rng.uniform(-0.25, 0.25) + rng.normal(0, 0.12, 24)) + rng.uniform(0, 2 * np.pi)
     path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1), 0) * rng.uniform(0.04, 0.08)
@@ -79,6 +85,7 @@ def curve(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
 
 
 def crack(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A jagged line with branches."""
     lines, start, heading = [], np.array(_anchor(rng, region)), rng.uniform(0, 2 * np.pi)
     for branch in range(rng.integers(1, 4)):
         turn = heading + rng.normal(0, 0.6, rng.integers(5, 10)) + branch * rng.choice([-0.9, 0.9])
@@ -89,6 +96,7 @@ def crack(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
 
 
 def spots(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A cluster of dots."""
     size = region.shape[0]
     x, y = grid(size)
     at, mask = np.array(_anchor(rng, region)), np.zeros((size, size), bool)
@@ -99,11 +107,13 @@ def spots(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
 
 
 def band(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A strip across the whole region."""
     _, y = _local(rng, region, 0.06, 0.13)
     return np.abs(y) < 1
 
 
 def bite(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A bite at the rim."""
     rim = np.pad(region, 1)
     rim = region & ~cv2.erode(rim.astype(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1].astype(bool)
     x, y = _local(rng, rim, 0.25, 0.45)
@@ -111,22 +121,26 @@ def bite(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
 
 
 def end(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """Everything beyond a ragged straight line."""
     x, _ = _local(rng, region, 1, 1)
     x = x + rng.uniform(0.1, 0.25) * smooth_noise(rng, region.shape[0], 12)
     return x > np.quantile(x[region], rng.uniform(0.82, 0.94))
 
 
 def wedge(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A sector with its tip inside."""
     x, y = _local(rng, region, 0.5, 0.9)
     return (np.abs(y) < rng.uniform(0.15, 0.35) * x) & (x < 1)
 
 
 def loop(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """A ring."""
     x, y = _local(rng, region, 0.25, 0.4)
     return np.abs(np.hypot(x, y / rng.uniform(0.6, 1)) - 0.8) < rng.uniform(0.15, 0.25)
 
 
 def burst(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+    """Spikes around a point."""
     at, count = np.array(_anchor(rng, region)), int(rng.integers(5, 9))
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False) + rng.normal(0, 0.2, count)
     tips = at + np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.2, 0.5, (count, 1))
@@ -148,33 +162,40 @@ def _rough(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """A solid foreign colour."""
     return _rough(rng, np.broadcast_to(other_colour(rng, _surface(scene, mask)), scene.image.shape))
 
 
 def stain(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """A foreign colour that lets the surface through."""
     alpha = rng.uniform(0.45, 0.65) + 0.5 * (smooth_noise(rng, mask.shape[0], 12) - 0.5)
     return _rough(rng, mix(scene.image, other_colour(rng, _surface(scene, mask), 0.45), np.clip(alpha, 0.3, 0.9)))
 
 
 def burn(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Charred: black and brown."""
     heart = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), mask.shape[0] / 24)
     brown = np.array([0.35, 0.2, 0.08], np.float32) * rng.uniform(0.3, 1)
     return _rough(rng, mix(scene.image * 0.5, brown * 0.6, np.clip(heart * 1.4, 0, 1)))
 
 
 def darken(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Much darker."""
     return _rough(rng, scene.image * np.float32(rng.uniform(0.2, 0.5)))
 
 
 def bleach(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Much paler."""
     return _rough(rng, scene.image + (0.95 - scene.image) * np.float32(rng.uniform(0.55, 0.85)))
 
 
 def remove(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Gone: what is behind shows."""
     return scene.behind
 
 
 def static(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Noise."""
     channels = 3 if rng.random() < 0.5 else 1
     noise = rng.random((48, 48, channels), dtype=np.float32)
     noise = cv2.resize(noise, mask.shape, interpolation=cv2.INTER_NEAREST).reshape(*mask.shape, channels)
@@ -182,18 +203,21 @@ def static(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarr
 
 
 def mottle(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Two foreign colours in blotches."""
     first = other_colour(rng, _surface(scene, mask), 0.35)
     alpha = np.clip(0.5 + 3 * (smooth_noise(rng, mask.shape[0], 24) - 0.5), 0, 1)
     return mix(np.broadcast_to(first, scene.image.shape), related_colour(rng, first, 0.4), alpha)
 
 
 def displace(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """The surface moved aside."""
     angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.25) * mask.shape[0]
     shift = np.round(reach * np.array([np.sin(angle), np.cos(angle)])).astype(int)
     return np.roll(scene.image, tuple(shift), (0, 1))
 
 
 def swirl(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """The surface warped."""
     size = mask.shape[0]
     strength = rng.uniform(0.15, 0.3) * size
     flow = [(strength * (smooth_noise(rng, size, 7) - 0.5) * 2).astype(np.float32) for _ in range(2)]
@@ -202,12 +226,14 @@ def swirl(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarra
 
 
 def smear(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """The surface dragged along."""
     size = mask.shape[0]
     blurred = cv2.blur(scene.image, (size // 3, 1) if rng.random() < 0.5 else (1, size // 3))
     return blurred * np.float32(rng.choice([0.6, 1.4]))
 
 
 def dent(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Light and shadow of a dent."""
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), mask.shape[0] / 30)
     angle = rng.uniform(0, 2 * np.pi)
     slope = np.cos(angle) * np.gradient(soft, axis=1) + np.sin(angle) * np.gradient(soft, axis=0)
@@ -216,15 +242,18 @@ def dent(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray
 
 
 def recolour(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """The colour channels swapped."""
     order = [(1, 2, 0), (2, 0, 1), (1, 0, 2), (2, 1, 0)][rng.integers(4)]
     return _rough(rng, scene.image[..., order] * rng.uniform(0.5, 1.5, 3).astype(np.float32))
 
 
 def invert(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """The negative."""
     return _rough(rng, 1 - scene.image)
 
 
 def scrape(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Fine parallel scratches."""
     x, y = grid(mask.shape[0])
     u, _ = place(x, y, rng.uniform(0, np.pi), 2 / rng.uniform(14, 24))
     tone = 0.95 if _surface(scene, mask).mean() < 0.55 else 0.05
@@ -232,6 +261,7 @@ def scrape(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarr
 
 
 def fade(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray:
+    """Grey."""
     grey = np.broadcast_to(scene.image.mean(2, keepdims=True), scene.image.shape)
     shift = rng.uniform(0.15, 0.35) * (1 if grey[mask].mean() < 0.5 else -1)
     return _rough(rng, grey + np.float32(shift))

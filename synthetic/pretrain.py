@@ -4,8 +4,9 @@ Each step draws pairs of one scene with and without a defect, and captions that 
 The loss is
     contrastive   class tokens against the captions of the whole batch (the twin's caption is the hard negative)
   + state         class token against the intact and the defective caption of its own scene
-  + grounding     DPAM patch tokens against the same two captions, with the rendered mask as the target.
-Class tokens are used without ln_post (as AnomalyCLIP does); ln_post stays the identity scale, tau is fixed at 0.07.
+  + grounding     DPAM patch tokens against the same two captions, with the rendered mask as the target
+  + kind          class token and masked patch tokens against a caption of another defect.
+Class tokens are used without ln_post (as AnomalyCLIP does); ln_post is not trained, tau is fixed at 0.07.
 The state file beside the log makes the run resumable: after a kill the same command goes on where it stopped.
 
     python synthetic/pretrain.py --work runs/tiny --minutes 90
@@ -37,7 +38,9 @@ PAIRS = 32  # scenes per step, each with its twin
 SMALL, SMALL_STEPS, FULL = 64, 2200, 96  # pixels; the first steps see small pictures
 LEARNING_RATE, WARMUP, DECAY_SHARE = 1e-3, 300, 0.3  # constant after the warm-up, linear to 0 over the last share
 WEIGHT_DECAY, CLIP_NORM, EMA = 0.05, 1.0, 0.998
-GENERAL = 0.5  # share of contrastive captions with general state words; state and grounding see specific ones only
+GENERAL, GENERAL_STATE = 0.5, 0.3  # shares of contrastive and of state captions with general state words
+COMMON = 6.0  # length of the constant part of the exported patch features, in lengths of the varying part
+KIND = 0.4  # weight of telling the kind of a defect from another kind
 OBJECT_AGNOSTIC = 0.4  # share of pairs whose state captions say "object" instead of the name
 
 
@@ -54,17 +57,14 @@ def rate_at(step: int, steps: int) -> float:
 class Batches:
     """Batch number -> batch, a function of (seed, number) alone; rendered by data-loader workers."""
 
-    def __init__(self, seed: int, steps: int) -> None:
-        self.seed, self.steps = seed, steps
-
-    def __len__(self) -> int:
-        return self.steps
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
 
     def __getitem__(self, step: int) -> dict:
         """One batch of P pairs.
 
-        images (2P, 3, S, S) uint8, the clean ones first; masks (P, S, S) of the defects; named and state: P caption
-        pairs each, the clean one first.
+        images (2P, 3, S, S) uint8, the clean ones first; masks (P, S, S) of the defects; named and state: P triples of
+        captions each (clean, with the defect, with a different one).
         """
         import numpy as np
         import torch
@@ -84,9 +84,9 @@ class Batches:
             broken.append(image)
             masks.append(mask)
             name = f"{scene.colour} {scene.noun}"
-            named.append(captions.caption_pair(rng, name, where, what, general=rng.random() < GENERAL))
+            named.append(captions.caption_triple(rng, name, where, what, general=rng.random() < GENERAL))
             name = "object" if rng.random() < OBJECT_AGNOSTIC else name
-            state.append(captions.caption_pair(rng, name, where, what, general=False))
+            state.append(captions.caption_triple(rng, name, where, what, general=rng.random() < GENERAL_STATE))
         images = np.stack(clean + broken).transpose(0, 3, 1, 2)
         images = np.ascontiguousarray((images * 255 + 0.5).astype(np.uint8))
         return {
@@ -116,6 +116,23 @@ def build(seed: int) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer, list[in
     rows = torch.nn.Parameter(clip.token_embedding.weight[ids].detach().clone())
     clip.token_embedding.weight.requires_grad_(False).zero_()
     return clip, tokenizer, ids, rows
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, S, S) as the vision tower wants them."""
+    import torch
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def load(weights: dict[str, Tensor]) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
+    """The model with these weights, for inference."""
+    import open_clip
+
+    clip = open_clip.CLIP(**MODEL).eval()
+    clip.load_state_dict(weights)
+    return clip, open_clip.SimpleTokenizer(context_length=77)
 
 
 class Trainer:
@@ -153,46 +170,49 @@ class Trainer:
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Unit class tokens (B, D) without ln_post and unit DPAM patch tokens (B, N, D) of uint8 images."""
-        import torch
         import torch.nn.functional as F
 
         from AnomalyCLIP_lib.dpam import encode
 
         layers = MODEL["vision_cfg"]["layers"]
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
-        token, (patches,) = encode(self.clip.visual, (images - mean) / std, [layers], dpam_layer=layers)
+        token, (patches,) = encode(self.clip.visual, normalise(images), [layers], dpam_layer=layers)
         return F.normalize(token, dim=-1), F.normalize(patches[:, 1:], dim=-1)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        """The three terms of the loss and the shares of right answers."""
+        """The terms of the loss, and the share of class tokens that know the state of their scene."""
         import torch
         import torch.nn.functional as F
 
         pairs = len(batch["masks"])
-        named = [pair[i] for i in (0, 1) for pair in batch["named"]]  # clean ones first, as the images
-        state = [pair[i] for i in (0, 1) for pair in batch["state"]]
+        named = [triple[i] for i in (0, 1, 2) for triple in batch["named"]]  # clean ones first, as the images
+        state = [triple[i] for i in (0, 1, 2) for triple in batch["state"]]
         texts = sorted(set(named + state))
         index = {text: i for i, text in enumerate(texts)}
         features = self.encode_captions(texts)
         token, patches = self.encode_images(batch["images"])
 
         ids = torch.tensor([index[text] for text in named])
-        logits = token @ features[ids].T / TAU
-        same = (ids[:, None] == ids[None]).float()
-        target = same / same.sum(1, keepdim=True)
-        contrastive = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+        logits = token @ features[ids].T / TAU  # (2P, 3P)
+        same = (ids[: 2 * pairs, None] == ids[None]).float()
+        by_image = F.cross_entropy(logits, same / same.sum(1, keepdim=True))
+        by_text = logits[:, : 2 * pairs].T
+        contrastive = 0.5 * (by_image + F.cross_entropy(by_text, (same / same.sum(0))[:, : 2 * pairs].T))
 
         states = features[torch.tensor([index[text] for text in state])]
-        two = torch.stack([states[:pairs], states[pairs:]], 1).repeat(2, 1, 1)  # (2P, 2, D)
+        three = states.unflatten(0, (3, pairs)).transpose(0, 1).repeat(2, 1, 1)  # (2P, 3, D)
         label = torch.arange(2).repeat_interleave(pairs)
-        state_logits = torch.einsum("bd,bcd->bc", token, two) / TAU
-        state_loss = F.cross_entropy(state_logits, label)
+        state_logits = torch.einsum("bd,bcd->bc", token, three) / TAU
+        state_loss = F.cross_entropy(state_logits[:, :2], label)
+        kind_loss = F.softplus(state_logits[pairs:, 2] - state_logits[pairs:, 1]).mean()
 
-        margin = torch.einsum("bnd,bd->bn", patches, two[:, 1] - two[:, 0]) / TAU
+        patch_logits = torch.einsum("bnd,bcd->bnc", patches, three) / TAU
+        margin = patch_logits[..., 1] - patch_logits[..., 0]
         patch = MODEL["vision_cfg"]["patch_size"]
         covered = F.avg_pool2d(batch["masks"].float()[:, None], patch).flatten(1)
         covered = torch.cat([torch.zeros_like(covered), covered])
         grounding = F.binary_cross_entropy_with_logits(margin, covered, weight=1 + 3 * covered)
+        wrong_kind = F.softplus(patch_logits[pairs:, :, 2] - patch_logits[pairs:, :, 1])
+        kind_loss = kind_loss + (wrong_kind * covered[pairs:]).sum() / covered.sum()
         share = torch.sigmoid(margin[pairs:])
         dice = 1 - ((2 * (share * covered[pairs:]).sum(1) + 1) / (share.sum(1) + covered[pairs:].sum(1) + 1)).mean()
         return {
@@ -200,7 +220,8 @@ class Trainer:
             "state": state_loss,
             "grounding": grounding,
             "dice": dice,
-            "state_right": (state_logits.argmax(1) == label).float().mean(),
+            "kind": kind_loss,
+            "state_right": (state_logits[:, :2].argmax(1) == label).float().mean(),
         }
 
     def train_step(self, batch: dict) -> dict[str, float]:
@@ -210,7 +231,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.step, self.steps)
         terms = self.losses(batch)
-        loss = 0.3 * terms["contrastive"] + 1.5 * terms["state"] + 2 * terms["grounding"] + 0.5 * terms["dice"]
+        loss = (
+            0.3 * terms["contrastive"]
+            + 1.5 * terms["state"]
+            + 2 * terms["grounding"]
+            + 0.5 * terms["dice"]
+            + KIND * terms["kind"]
+        )
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
@@ -249,10 +276,37 @@ class Trainer:
         return weights | {"token_embedding.weight": table}
 
 
+def narrow_cone(weights: dict[str, Tensor], batch: dict) -> dict[str, Tensor]:
+    """The weights with one constant part, COMMON times their length, in all patch features (through ln_post's bias).
+
+    CLIP's features lie in a narrow cone: cosines differ by little, and maps at tau 0.07 stay graded. Features fitted to
+    masks fill the sphere, and prompts learned on them would saturate. The constant points to where the texts and
+    patches of `batch` vary least, with a mild preference for directions that need little bias.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from AnomalyCLIP_lib.dpam import encode
+
+    clip, tokenize = load(weights)
+    texts = sorted({text for triple in batch["named"] + batch["state"] for text in triple})
+    with torch.no_grad():
+        texts = F.normalize(clip.encode_text(tokenize(texts)), dim=-1)
+        layers = MODEL["vision_cfg"]["layers"]
+        _, (patches,) = encode(clip.visual, normalise(batch["images"]), [layers], dpam_layer=layers)
+        patches = patches[:, 1:].flatten(0, 1)
+        length = patches.norm(dim=-1).mean()
+        patches = F.normalize(patches, dim=-1)
+        spread = (texts.T @ texts / len(texts) + patches.T @ patches / len(patches)) / 2
+        back = torch.linalg.pinv(clip.visual.proj)
+        direction = torch.linalg.eigh(spread + 1e-6 * back @ back.T).eigenvectors[:, 0]
+        bias = COMMON * length * direction @ back
+    return weights | {"visual.ln_post.bias": bias.half()}
+
+
 def probe(weights: dict[str, Tensor], per_kind: int = 2, size: int = FULL) -> dict[str, float]:
     """Zero-shot AUROC (%) of a few hand-written prompts on the validation categories, mean over categories."""
     import numpy as np
-    import open_clip
     import torch
     import torch.nn.functional as F
     from sklearn.metrics import roc_auc_score
@@ -260,11 +314,8 @@ def probe(weights: dict[str, Tensor], per_kind: int = 2, size: int = FULL) -> di
     from AnomalyCLIP_lib.dpam import encode
     from synthetic import render
 
-    clip = open_clip.CLIP(**MODEL).eval()
-    clip.load_state_dict(weights)
-    tokenize = open_clip.SimpleTokenizer(context_length=77)
+    clip, tokenize = load(weights)
     layers = MODEL["vision_cfg"]["layers"]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     scores = {"image": [], "pixel": [], "pixel_without_dpam": []}
     with torch.no_grad():
         prompts = [f"a photo of a {word} object." for word in ("flawless", "perfect", "damaged", "defective")]
@@ -273,7 +324,7 @@ def probe(weights: dict[str, Tensor], per_kind: int = 2, size: int = FULL) -> di
         for category in render.categories("validation"):
             images, masks = render.small_test_split("validation", category, seed=7, per_kind=per_kind, size=size)
             masks = np.stack(masks)
-            batch = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255 - mean) / std
+            batch = normalise(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
             for name, dpam_layer in (("pixel", layers), ("pixel_without_dpam", 1)):
                 token, (patches,) = encode(clip.visual, batch, [layers], dpam_layer=dpam_layer)
                 grid = int((patches.shape[1] - 1) ** 0.5)
@@ -308,6 +359,7 @@ def pretrain(
 
     Every `save_every` steps (and at the end) the state, the export in `out` and the probe are brought up to date.
     """
+    import pickle
     import time
     from collections import Counter
 
@@ -330,19 +382,28 @@ def pretrain(
     if (work / "state.pt").exists():
         try:
             trainer.restore(torch.load(work / "state.pt", weights_only=True))
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise InputError(
                 f"{work / 'state.pt'} does not fit this recipe ({error}); remove it to start anew"
             ) from None
         say(f"continuing at step {trainer.step}")
-    remaining = range(trainer.step, steps)
+
+    def save() -> None:
+        with atomic_path(work / "state.pt") as temporary:
+            torch.save(trainer.state(), temporary)
+        weights = narrow_cone(trainer.averaged(), spare)
+        export(weights, out)
+        scores = ", ".join(f"{name} {value:.1f}" for name, value in probe(weights).items())
+        say(f"step {trainer.step}: validation AUROC {scores}")
+
     loader = torch.utils.data.DataLoader(
-        Batches(seed, steps),
+        Batches(seed),
         batch_size=None,
-        sampler=remaining,
+        sampler=range(trainer.step, steps),
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
+    spare = Batches(seed)[steps]  # never trained on
     start, before, sums = time.monotonic(), trainer.seconds, Counter()
     for batch in loader:
         sums.update(trainer.train_step(batch))
@@ -352,14 +413,11 @@ def pretrain(
             means = ", ".join(f"{name} {value / log_every:.3f}" for name, value in sums.items())
             say(f"step {trainer.step}/{steps}, {trainer.seconds / 60:.1f} min: {means}")
             sums.clear()
-        if trainer.step % save_every == 0 or over:
-            with atomic_path(work / "state.pt") as temporary:
-                torch.save(trainer.state(), temporary)
-            export(trainer.averaged(), out)
-            scores = ", ".join(f"{name} {value:.1f}" for name, value in probe(trainer.averaged()).items())
-            say(f"step {trainer.step}: validation AUROC {scores}")
         if over:
             break
+        if trainer.step % save_every == 0:
+            save()
+    save()
     log.close()
     return trainer
 
@@ -368,7 +426,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the tiny CLIP on rendered images; resumes by itself.")
     parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="folder of the state file and the log")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"), help="folder of the exported checkpoint")
-    parser.add_argument("--steps", type=int, default=4400, help="length of the schedule; one step is 32 pairs")
+    parser.add_argument("--steps", type=int, default=4050, help="length of the schedule; one step is 32 pairs")
     parser.add_argument("--minutes", type=float, default=600, help="stop after so many minutes, ready to be continued")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="ignore and overwrite an earlier state in --work")

@@ -108,10 +108,12 @@ def other_colour(rng: np.random.Generator, colour: np.ndarray, distance: float =
 
 
 def circle(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Disc."""
     return np.hypot(x, y) - radius
 
 
 def box(x: np.ndarray, y: np.ndarray, half_x: float, half_y: float, rounding: float = 0.0) -> np.ndarray:
+    """Rectangle with half sides half_x and half_y and rounded corners."""
     dx, dy = np.abs(x) - (half_x - rounding), np.abs(y) - (half_y - rounding)
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0) - rounding
 
@@ -122,6 +124,7 @@ def segment(x: np.ndarray, y: np.ndarray, half_length: float, radius: float) -> 
 
 
 def polygon(x: np.ndarray, y: np.ndarray, sides: int, radius: float) -> np.ndarray:
+    """Regular polygon with a corner on top; `radius` reaches the corners."""
     sector = 2 * np.pi / sides
     angle = np.mod(np.arctan2(x, -y) + sector / 2, sector) - sector / 2
     return np.hypot(x, y) * np.cos(angle) - radius * np.cos(np.pi / sides)
@@ -152,10 +155,12 @@ def profile(x: np.ndarray, y: np.ndarray, heights: np.ndarray, widths: np.ndarra
 
 
 def step(value: np.ndarray, sharp: float = 3.0) -> np.ndarray:
+    """A field cut at zero, with soft edges."""
     return np.clip(0.5 + sharp * value, 0, 1)
 
 
 def wave(u: np.ndarray) -> np.ndarray:
+    """Sine of period 1."""
     return np.sin(np.float32(2 * np.pi) * u)
 
 
@@ -165,52 +170,64 @@ def triangle(u: np.ndarray) -> np.ndarray:
 
 
 def stripes(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Straight stripes across u."""
     return step(wave(u) - rng.uniform(-0.6, 0.6), rng.uniform(0.5, 2))
 
 
 def checks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Chequerboard."""
     return step(wave(u / 2) * wave(v / 2), rng.uniform(1, 3))
 
 
 def dots(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Dots in rows, sometimes staggered."""
     u = u + 0.5 * (np.floor(v) % 2) * (rng.random() < 0.5)
     return step(rng.uniform(0.22, 0.38) - np.hypot(u - np.floor(u) - 0.5, v - np.floor(v) - 0.5), 6)
 
 
 def mesh(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Square grid of lines."""
     return step(rng.uniform(0.2, 0.45) - np.minimum(triangle(u), triangle(v)), 3)
 
 
 def bricks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brickwork."""
     u = u / rng.uniform(1.4, 2.2) + 0.5 * (np.floor(v) % 2)
     return step(rng.uniform(0.15, 0.25) - np.minimum(1.7 * triangle(u), triangle(v)), 3)
 
 
 def waves(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Wavy stripes."""
     return step(wave(u + rng.uniform(0.15, 0.45) * wave(v * rng.uniform(0.3, 0.7))), rng.uniform(0.5, 2))
 
 
 def zigzags(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Zigzag stripes."""
     return step(wave(u + rng.uniform(0.4, 1.0) * triangle(v * rng.uniform(0.4, 0.8))), rng.uniform(0.5, 2))
 
 
 def plaid(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Stripes both ways."""
     return 0.5 * (stripes(u, v, rng) + stripes(v, u, rng))
 
 
 def circles(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rings around the origin."""
     return step(wave(np.hypot(u, v)), rng.uniform(0.5, 2))
 
 
 def diamonds(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lozenges."""
     return step(triangle(u) + triangle(v) - rng.uniform(0.8, 1.2), rng.uniform(1, 4))
 
 
 def clouds(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Soft blotches."""
     return smooth_noise(rng, u.shape[0], rng.integers(6, 14))
 
 
 def grain(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bent stripes, as in wood."""
     bend = cv2.resize(rng.random((4, 6), dtype=np.float32), u.shape[::-1], interpolation=cv2.INTER_CUBIC)
     return step(wave(u + rng.uniform(0.3, 1.0) * bend), rng.uniform(0.3, 0.8))
 
