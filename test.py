@@ -64,8 +64,8 @@ def test(args: argparse.Namespace) -> None:
     weights = weights_checksum(model)
     if settings.setdefault("weights_sha256", weights) != weights:
         raise InputError(
-            f"{args.checkpoint_path} was trained on other weights of {settings['model']} than --pretrained "
-            f"{settings['pretrained']} holds; give the file it was trained with"
+            f"{args.checkpoint_path} was trained on other weights than {settings['pretrained'] or settings['model']} "
+            "holds; give the file it was trained with as --pretrained, or train again"
         )
     names = METRICS[args.metrics]
     data = AnomalyDataset(args.data_path, model.preprocess, model.image_size, split=args.split)
