@@ -166,7 +166,9 @@ def test_resume_ends_in_the_same_checkpoint(data, trained, tmp_path, monkeypatch
 
 def start(name: str, *arguments) -> subprocess.Popen:
     command = [sys.executable, ROOT / f"{name}.py", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A background job of a shell ignores SIGINT, and its children would, too.
+    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **restore)
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
