@@ -39,6 +39,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--no_local_loss", action="store_true", help="leave out focal and dice loss")
     parser.add_argument("--print_freq", type=positive, default=1, help="epochs between lines in the log")
     parser.add_argument("--save_freq", type=positive, default=1, help="epochs between checkpoints")
+    parser.add_argument(
+        "--cache", choices=("auto", "ram", "disk", "none"), default="auto", help="where features are kept"
+    )
+    parser.add_argument("--cache_dir", type=Path, default=Path("cache"), help="folder of features on disk (cache)")
+    parser.add_argument("--cache_dtype", choices=("fp32", "fp16"), default="fp32", help="type of kept features")
     parser.add_argument("--resume", action="store_true", help="continue after the newest checkpoint in --save_path")
     add_shared_flags(parser)
     return parser.parse_args()
@@ -47,11 +52,11 @@ def parse_args() -> argparse.Namespace:
 def train(args: argparse.Namespace) -> None:
     import torch
     import torch.nn.functional as F
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     from AnomalyCLIP_lib.similarity import class_logits, patch_probabilities, upsample
     from dataset import AnomalyDataset
+    from features import open_features
     from loss import BinaryDiceLoss, FocalLoss
     from prompt_ensemble import PromptLearner
 
@@ -98,24 +103,27 @@ def train(args: argparse.Namespace) -> None:
     if not use_local and not args.no_local_loss:
         logger.warning("the data set has no masks: training with the global loss alone")
 
+    cached = (args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
+    features = open_features(model, dataset, record["settings"], *cached)
     focal, dice, blank = FocalLoss(), BinaryDiceLoss(), 0
     for epoch in range(first_epoch, args.epoch + 1):
-        order = torch.Generator().manual_seed(args.seed * 10_000 + epoch)  # does not depend on where training resumed
-        loader = DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.num_workers, generator=order)
-        progress = tqdm(loader, desc=f"epoch {epoch}/{args.epoch}", leave=False)
+        # The order of an epoch depends on the seed and the epoch alone, not on where training resumed.
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed * 10_000 + epoch))
+        steps = -(-len(dataset) // args.batch_size)
+        progress = tqdm(
+            features.batches(order, args.batch_size), desc=f"epoch {epoch}/{args.epoch}", total=steps, leave=False
+        )
         sums = {"image_loss": 0.0, "local_loss": 0.0}
         for number, batch in enumerate(progress, start=1):
-            images, masks, labels = (batch[key].to(device) for key in ("image", "mask", "label"))
-            with torch.no_grad():
-                image_features, patch_features = model.encode_image(images, settings["features_list"])
+            masks, labels = batch["mask"], batch["label"]
             text_features = prompts_for(learner, batch["class_name"], settings["prompt"])
 
             image_loss = local_loss = torch.zeros((), device=device)
             if not args.no_global_loss:
-                image_loss = F.cross_entropy(class_logits(image_features, text_features), labels)
+                image_loss = F.cross_entropy(class_logits(batch["image_features"], text_features), labels)
             if use_local:
-                for features in patch_features:
-                    maps = upsample(patch_probabilities(features, text_features), model.image_size)
+                for patch_features in batch["patch_features"]:
+                    maps = upsample(patch_probabilities(patch_features, text_features), model.image_size)
                     normal, abnormal = maps.unbind(1)
                     local_loss = local_loss + focal(maps, masks) + dice(normal, 1 - masks) + dice(abnormal, masks)
             loss = image_loss + args.lambda_local * local_loss
@@ -135,7 +143,7 @@ def train(args: argparse.Namespace) -> None:
         if use_local and blank and epoch == first_epoch:
             logger.warning("the masks of %d anomalous images mark no pixel at this size", blank)
         if epoch % args.print_freq == 0:
-            means = ", ".join(f"{key} {value / len(loader):.4f}" for key, value in sums.items())
+            means = ", ".join(f"{key} {value / steps:.4f}" for key, value in sums.items())
             logger.info("epoch %d/%d: %s", epoch, args.epoch, means)
         if epoch % args.save_freq == 0 or epoch == args.epoch:
             state = {"prompt_learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}

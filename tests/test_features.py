@@ -1,0 +1,135 @@
+"""The feature cache: the same training bit for bit, reused, keyed, whole or absent."""
+
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_scripts import QUICK, assert_same_checkpoint, check_error, make_data, run
+
+import AnomalyCLIP_lib
+import features
+from AnomalyCLIP_lib import AnomalyCLIP
+from dataset import AnomalyDataset
+from features import open_features
+from utils import InputError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AnomalyCLIP_lib.load("tiny")
+
+
+@pytest.fixture
+def settings(model):
+    return {
+        "weights_sha256": "abc",
+        "image_size": model.image_size,
+        "features_list": [3, 6],
+        "dpam_layer": model.dpam_layer,
+        "dpam_mode": model.dpam_mode,
+    }
+
+
+def forbid_encoding(monkeypatch):
+    def encode_image(*_):
+        raise AssertionError("the features were computed again")
+
+    monkeypatch.setattr(AnomalyCLIP, "encode_image", encode_image)
+
+
+def test_training_is_the_same_bit_for_bit_with_and_without_a_cache(data, tmp_path, monkeypatch):
+    common = ("--train_data_path", data, "--epoch", 2, "--batch_size", 5, "--cache_dir", tmp_path / "cache", *QUICK)
+    for cache in ("none", "ram", "disk"):
+        assert run(monkeypatch, "train", *common, "--save_path", tmp_path / cache, "--cache", cache) == 0
+    forbid_encoding(monkeypatch)
+    assert run(monkeypatch, "train", *common, "--save_path", tmp_path / "auto") == 0
+    for cache in ("ram", "disk", "auto"):
+        assert_same_checkpoint(tmp_path / "none" / "epoch_2.pth", tmp_path / cache / "epoch_2.pth")
+        losses = [(tmp_path / name / "log.txt").read_text().split("epoch ")[1:3] for name in ("none", cache)]
+        assert [line[:50] for line in losses[0]] == [line[:50] for line in losses[1]]
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_batches_hold_the_models_features(data, model, settings, tmp_path, cache):
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    source = open_features(model, dataset, settings, cache, tmp_path)
+    order = torch.tensor([7, 0, 3, 11, 5])
+    first, second = source.batches(order, batch_size=3)
+    items = [dataset[index] for index in (7, 0, 3)]
+    with torch.no_grad():
+        image_features, patch_features = model.encode_image(torch.stack([item["image"] for item in items]), [3, 6])
+    torch.testing.assert_close(first["image_features"], image_features)
+    torch.testing.assert_close(first["patch_features"], patch_features)
+    assert torch.equal(first["mask"], torch.stack([item["mask"] for item in items]))
+    assert first["label"].tolist() == [1, 0, 1] and second["label"].tolist() == [1, 1]
+    assert second["class_name"] == ["tile", "metal_nut"] and len(second["image_path"]) == 2
+
+
+@pytest.mark.parametrize("change", ["weights_sha256", "features_list", "dpam_mode", "dpam_layer", "dtype", "data"])
+def test_a_cache_is_not_used_for_anything_else(data, model, settings, tmp_path, monkeypatch, change):
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    open_features(model, dataset, settings, "disk", tmp_path)
+    other = {"weights_sha256": "abd", "features_list": [6], "dpam_mode": "qq", "dpam_layer": 1}
+    if change in other:
+        settings[change] = other[change]
+    elif change == "data":
+        dataset.checksum = "0"
+    forbid_encoding(monkeypatch)
+    with pytest.raises(AssertionError, match="computed again"):
+        open_features(model, dataset, settings, "disk", tmp_path, "fp16" if change == "dtype" else "fp32")
+
+
+def test_a_killed_writer_leaves_nothing_that_is_used(data, model, settings, tmp_path, monkeypatch):
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    with monkeypatch.context() as patch:
+        patch.setattr(features.shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing
+        forbid_encoding(patch)
+        with pytest.raises(AssertionError):
+            open_features(model, dataset, settings, "disk", tmp_path)
+    (left,) = tmp_path.iterdir()
+    left.rename(tmp_path / f"{left.name.split('.')[0]}.{2**22 + 1}.tmp")
+    open_features(model, dataset, settings, "disk", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [left.name.split(".")[0]]
+
+
+def test_half_precision_takes_half_the_room(data, model, settings, tmp_path):
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    full, half = (open_features(model, dataset, settings, "disk", tmp_path, kind).arrays for kind in ("fp32", "fp16"))
+    assert half["patch_features"].nbytes * 2 == full["patch_features"].nbytes
+    torch.testing.assert_close(half["patch_features"].float(), full["patch_features"], atol=1e-2, rtol=1e-3)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(data, model, settings, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    with pytest.raises(InputError, match="--cache_dtype fp16 or --cache none"):
+        open_features(model, dataset, settings, "disk", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_images_are_reported_while_the_cache_is_filled(tmp_path, monkeypatch, capsys):
+    data = make_data(tmp_path / "data")
+    (data / "tile" / "test" / "3 ö.png").write_bytes(b"")
+    arguments = ("--train_data_path", data, "--save_path", tmp_path / "run", "--cache_dir", tmp_path / "cache")
+    assert run(monkeypatch, "train", *arguments, *QUICK, "--cache", "disk") == 2
+    check_error(capsys, r"3 ö\.png.*cannot be read")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_masks_survive(tmp_path, model, settings):
+    data = make_data(tmp_path / "data")
+    mask = np.asarray(Image.open(data / "tile" / "masks" / "1.png"))
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    source = open_features(model, dataset, settings, "ram")
+    (batch,) = source.batches(torch.tensor([7]), 1)
+    share = batch["mask"].mean().item()
+    assert share == pytest.approx((mask > 0).mean(), abs=0.01)
