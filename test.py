@@ -1,6 +1,7 @@
 """Test zero-shot: find anomalies in data sets that the prompts were not learned on (paper sections 3.4 and 4)."""
 
 import argparse
+import json
 from pathlib import Path
 
 from options import (
@@ -20,6 +21,7 @@ from utils import (
     pick_device,
     run_cli,
     set_seed,
+    sha256,
     write_json,
     write_text,
 )
@@ -41,12 +43,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--metrics", choices=tuple(METRICS), default="image-pixel-level")
     parser.add_argument("--batch_size", type=positive, default=8)
     parser.add_argument("--sigma", type=not_negative, default=4.0, help="Gaussian filter of the maps, pixels (4)")
+    parser.add_argument(
+        "--exact_aupro", action="store_true", help="also AUPRO as MVTec AD defines it, in its own column"
+    )
+    parser.add_argument("--map_dtype", choices=("float32", "float16"), default="float32", help="type of the kept maps")
     parser.add_argument("--vis", action="store_true", help="write pictures: image, mask, heat map")
     add_shared_flags(parser)
     return parser.parse_args()
 
 
 def test(args: argparse.Namespace) -> None:
+    import numpy as np
     import torch
     from tabulate import tabulate
     from torch.utils.data import DataLoader, Subset
@@ -67,7 +74,9 @@ def test(args: argparse.Namespace) -> None:
             f"{args.checkpoint_path} was trained on other weights than {settings['pretrained'] or settings['model']} "
             "holds; give the file it was trained with as --pretrained, or train again"
         )
-    names = METRICS[args.metrics]
+    names = list(METRICS[args.metrics])
+    if args.exact_aupro and "pixel_aupro" in names:
+        names.insert(names.index("pixel_aupro") + 1, "pixel_aupro_exact")
     data = AnomalyDataset(args.data_path, model.preprocess, model.image_size, split=args.split)
     folder = make_run_folder(args.save_path)
     logger = get_logger(folder)
@@ -79,22 +88,29 @@ def test(args: argparse.Namespace) -> None:
 
     with torch.no_grad():
         text_features = text_features_of(model, args.checkpoint_path, checkpoint, settings["prompt"], data.classes)
-    results = {}
+    finished = folder / "finished_classes.json"  # what an interrupted run of the same test had done
+    key = {**record, "metrics": names, "sigma": args.sigma, "map_dtype": args.map_dtype}
+    key["checkpoint_sha256"] = args.checkpoint_path and sha256(args.checkpoint_path)
+    results = read_finished(finished, key)
     progress = tqdm(total=len(data), desc="testing", unit="image")
     for class_name in data.classes:
         part = Subset(data, [i for i, entry in enumerate(data.entries) if entry.class_name == class_name])
-        scores, maps, masks, labels, paths = [], [], [], [], []
+        if class_name in results:
+            logger.info("%s: finished before the interruption, not computed again", class_name)
+            progress.update(len(part))
+            continue
+        side, position, paths = model.image_size, 0, []
+        scores, labels = np.empty(len(part), np.float32), np.empty(len(part), np.int64)
+        maps, masks = np.empty((len(part), side, side), args.map_dtype), np.empty((len(part), side, side), bool)
         for batch in DataLoader(part, args.batch_size, num_workers=args.num_workers):
-            batch_scores, batch_maps = model.detect(
+            rows = slice(position, position + len(batch["label"]))
+            scores[rows], maps[rows] = model.detect(
                 batch["image"].to(device), text_features[class_name], settings["features_list"], args.sigma
             )
-            scores.append(batch_scores)
-            maps.append(batch_maps)
-            masks.append(batch["mask"].bool())
-            labels.append(batch["label"])
+            masks[rows], labels[rows] = batch["mask"] > 0, batch["label"]
             paths += batch["image_path"]
-            progress.update(len(batch["image_path"]))
-        scores, maps, masks, labels = (torch.cat(parts).numpy() for parts in (scores, maps, masks, labels))
+            position = rows.stop
+            progress.update(len(batch["label"]))
         blank = int(((labels == 1) & ~masks.any(axis=(1, 2))).sum())
         if data.has_masks and blank:
             logger.warning("%s: the masks of %d anomalous images mark no pixel at this size", class_name, blank)
@@ -102,15 +118,29 @@ def test(args: argparse.Namespace) -> None:
         results[class_name] = evaluate(names, labels, scores, masks, maps)
         if args.vis:
             draw(folder / "vis", data.root, paths, masks, maps)
+        write_json(finished, {"key": key, "classes": results})
     progress.close()
-    results["mean"] = {name: mean([row[name] for row in results.values()]) for name in names}
 
-    rows = [[key] + ["-" if row[n] is None else f"{row[n]:.1f}" for n in names] for key, row in results.items()]
+    overall = {name: mean([row[name] for row in results.values()]) for name in names}
+    rows = [
+        [label, *("-" if row[name] is None else f"{row[name]:.1f}" for name in names)]
+        for label, row in [*results.items(), ("mean", overall)]
+    ]
     table = tabulate(rows, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
-    overall = results.pop("mean")
     write_json(folder / "metrics.json", {**record, "classes": results, "mean": overall})
     write_text(folder / "table.md", table + "\n")
+    finished.unlink()
     logger.info("\n%s", table)
+
+
+def read_finished(path: Path, key: dict) -> dict[str, dict]:
+    """Metrics of the classes that an interrupted run finished, if it ran the test that `key` describes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    same = content.get("key") == json.loads(json.dumps(key))
+    return content["classes"] if same else {}
 
 
 def text_features_of(model, path: Path | None, checkpoint: dict | None, prompt: str, class_names: list[str]) -> dict:
@@ -128,7 +158,7 @@ def text_features_of(model, path: Path | None, checkpoint: dict | None, prompt: 
     return dict.fromkeys(class_names, learner())
 
 
-def evaluate(names: tuple[str, ...], labels, scores, masks, maps) -> dict[str, float | None]:
+def evaluate(names: list[str], labels, scores, masks, maps) -> dict[str, float | None]:
     """The metrics of one class in percent; None where the class has no normal images or no masks."""
     import metrics
 

@@ -192,6 +192,50 @@ def test_killed_training_resumes_to_the_same_checkpoint(data, trained, tmp_path,
     assert_same_checkpoint(trained / "epoch_2.pth", folder / "epoch_2.pth")
 
 
+def test_an_interrupted_test_goes_on_with_the_next_class(data, trained, tmp_path, monkeypatch, capsys):
+    common = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0, "--batch_size", 2)
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "straight") == 0
+    detect, batches = AnomalyCLIP_lib.AnomalyCLIP.detect, []
+
+    def counted(*arguments):
+        batches.append(1)
+        if len(batches) == 5:  # in the second class of three batches each
+            raise KeyboardInterrupt
+        return detect(*arguments)
+
+    monkeypatch.setattr(AnomalyCLIP_lib.AnomalyCLIP, "detect", counted)
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 130
+    assert not (tmp_path / "stopped" / "metrics.json").exists()
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 0
+    assert len(batches) == 5 + 3 and "metal_nut: finished before" in capsys.readouterr().out
+    straight, stopped = ((tmp_path / name / "metrics.json").read_bytes() for name in ("straight", "stopped"))
+    assert straight == stopped and not (tmp_path / "stopped" / "finished_classes.json").exists()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_other_tests_do_not_take_over_finished_classes(data, trained, tmp_path, monkeypatch, capsys):
+    common = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPTS["test"], "write_text", interrupt)
+        assert run(patch, "test", *common, "--save_path", tmp_path) == 130
+    assert (tmp_path / "finished_classes.json").exists()
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path, "--sigma", 2) == 0
+    assert "finished before" not in capsys.readouterr().out
+
+
+def test_exact_aupro_and_half_precision_maps(data, trained, tmp_path, monkeypatch):
+    common = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0, "--exact_aupro")
+    for kind in ("float32", "float16"):
+        assert run(monkeypatch, "test", *common, "--save_path", tmp_path / kind, "--map_dtype", kind) == 0
+    full, half = (json.loads((tmp_path / kind / "metrics.json").read_text())["mean"] for kind in ("float32", "float16"))
+    assert list(full) == ["pixel_auroc", "pixel_aupro", "pixel_aupro_exact", "image_auroc", "image_ap"]
+    assert full == pytest.approx(half, abs=0.5)
+    assert 0 < full["pixel_aupro_exact"] <= 100
+
+
 def test_a_released_checkpoint_needs_its_settings_as_flags(data, trained, tmp_path, monkeypatch):
     """The authors' files hold nothing but the prompt learner."""
     state = torch.load(trained / "epoch_2.pth", weights_only=True)["prompt_learner"]
