@@ -139,7 +139,7 @@ def train(args: argparse.Namespace) -> None:
             blank += int(((labels == 1) & (masks.sum(dim=(1, 2)) == 0)).sum())
             sums["image_loss"] += image_loss.item()
             sums["local_loss"] += args.lambda_local * local_loss.item()
-            progress.set_postfix({key: f"{value / number:.4f}" for key, value in sums.items()})
+            progress.set_postfix({key: f"{value / number:.4f}" for key, value in sums.items()}, refresh=False)
         if use_local and blank and epoch == first_epoch:
             logger.warning("the masks of %d anomalous images mark no pixel at this size", blank)
         if epoch % args.print_freq == 0:
