@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import pickle
 from typing import TYPE_CHECKING
 
 from utils import InputError, one_line
@@ -171,8 +172,11 @@ def read_checkpoint(path: Path) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile pickles fail in many ways; none of them is opened
-        reason = one_line(error)
-        raise InputError(f"{path} is not opened: no plain checkpoint of tensors, or damaged ({reason})") from None
+        strange = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors, or is no torch file" if strange else one_line(error)
+        raise InputError(
+            f"{path} is not opened ({reason}); give an epoch_N.pth of train.py or of the authors"
+        ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("prompt_learner"), dict):
         raise InputError(f'{path} is no AnomalyCLIP checkpoint: no "prompt_learner" in it; give an epoch_N.pth')
     try:
