@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 
 DPAM_MODES = ("vv", "qq", "kk")
 
@@ -22,10 +22,21 @@ def attend(
     return block.ls_1(block.attn.out_proj(heads.transpose(1, 2).flatten(2)))
 
 
+def feed_forward(block: ResidualAttentionBlock, x: torch.Tensor) -> torch.Tensor:
+    """The block's MLP (with its LayerNorm and LayerScale) on x (B, N, width)."""
+    hidden = block.mlp.c_fc(block.ln_2(x))
+    if isinstance(block.mlp.gelu, QuickGELU) and not hidden.requires_grad:
+        # h * sigmoid(1.702 h) = silu(1.702 h) / 1.702, in place: the hidden layer is the largest tensor there is
+        hidden = F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
+    else:
+        hidden = block.mlp.gelu(hidden)
+    return block.ls_2(block.mlp.c_proj(hidden))
+
+
 def run_block(block: ResidualAttentionBlock, x: torch.Tensor, causal: bool = False) -> torch.Tensor:
     """One ordinary transformer block on x (B, N, width)."""
     x = x + attend(block, *project_qkv(block, x), causal=causal)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + feed_forward(block, x)
 
 
 def run_dual_block(
@@ -42,7 +53,7 @@ def run_dual_block(
     if class_token_only:
         x, q = x[:, :1], q[:, :, :1]
     x = x + attend(block, q, k, v)
-    return x + block.ls_2(block.mlp(block.ln_2(x))), y
+    return x + feed_forward(block, x), y
 
 
 def resize_positions(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -1,0 +1,86 @@
+"""What the benchmarks share: the machine's matrix-product rate, peak memory, alternating timing, the last line."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def matrix_product_rate(seconds: float = 2.0, side: int = 2048) -> float:
+    """Best rate of a square float32 matrix product on this machine, FLOP/s."""
+    a, b, best = torch.randn(side, side), torch.randn(side, side), 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+    return best
+
+
+def alternate(paths: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, object]]:
+    """Best seconds and last result of each path, run in turns so that a change of the machine's speed hits all."""
+    best, results = dict.fromkeys(paths, float("inf")), {}
+    for _ in range(rounds):
+        for name, path in paths.items():
+            start = time.perf_counter()
+            results[name] = path()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best, results
+
+
+def net_peak_memory(path: Callable[[], object]) -> float | None:
+    """MB by which the resident size rises at most while `path` runs; None where the system cannot reset its peak."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status_mb("VmRSS")
+        path()
+        return status_mb("VmHWM") - before
+    except OSError:
+        return None
+
+
+def status_mb(key: str) -> float:
+    """A size from /proc/self/status, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**10
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+        if (path.exists())
+        else []
+    )
+    return names[0] if names else platform.processor()
+
+
+def finish(figures: dict) -> None:
+    """Print the benchmark's last line: one JSON object."""
+    print(json.dumps(figures | {"machine": machine()}))

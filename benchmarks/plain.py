@@ -1,0 +1,52 @@
+"""The plain procedure: the method written out step by step, one image at a time, nothing saved and nothing skipped."""
+
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP
+from scipy.ndimage import gaussian_filter
+
+from AnomalyCLIP_lib.dpam import resize_positions
+
+
+def attention(block, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention with its matrix written out; q, k, v (B, heads, N, d) -> (B, N, width)."""
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return block.attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+def encode(clip: CLIP, image: torch.Tensor, layers: list[int], dpam_layer: int):
+    """Class feature (1, D) and tapped patch features (1, 1 + N, D) of one image (1, 3, S, S)."""
+    visual = clip.visual
+    patches = visual.conv1(image)
+    tokens = torch.cat([visual.class_embedding.expand(1, 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+    x = visual.ln_pre(tokens + resize_positions(visual.positional_embedding, patches.shape[-2:]))
+    blocks, y, taps = visual.transformer.resblocks, None, []
+    for number, block in enumerate(blocks, start=1):
+        qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        q, k, v = (
+            part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2).contiguous() for part in qkv.chunk(3, dim=-1)
+        )
+        if number > len(blocks) - (dpam_layer - 1):
+            y = x if y is None else y
+            y = y + attention(block, v, v, v)
+        x = x + attention(block, q, k, v)
+        x = x + block.mlp(block.ln_2(x))
+        if number in layers:
+            taps.append(visual.ln_post(x if y is None else y) @ visual.proj)
+    return x[:, 0] @ visual.proj, taps
+
+
+def detect(
+    clip: CLIP, image: torch.Tensor, text_features: torch.Tensor, layers: list[int], dpam_layer: int, sigma: int
+):
+    """Score and smoothed map (S, S) of one image (1, 3, S, S)."""
+    image_features, taps = encode(clip, image, layers, dpam_layer)
+    text_features = F.normalize(text_features, dim=-1)
+    score = (F.normalize(image_features, dim=-1) @ text_features.T / 0.07).softmax(dim=-1)[0, 1]
+    total = 0
+    for patch_features in taps:
+        probabilities = (F.normalize(patch_features, dim=-1) @ text_features.T / 0.07).softmax(dim=-1)[:, 1:]
+        side = int(probabilities.shape[1] ** 0.5)
+        maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (side, side)), image.shape[-1], mode="bilinear")
+        total = total + (maps[0, 1] + 1 - maps[0, 0]) / 2
+    return score, gaussian_filter(total.numpy(), sigma)
