@@ -110,13 +110,13 @@ class AnomalyDataset:
         import torch
 
         entry = self.entries[index]
-        path = self._path(entry.image_path)
+        path = self.path(entry.image_path)
         image = self.preprocess(load_image(path))
         if tuple(image.shape[-2:]) != (self.image_size, self.image_size):
             raise ImageError(f"preprocess gives {tuple(image.shape)}; make AnomalyDataset with the same image_size")
         mask = np.zeros((self.image_size, self.image_size), dtype=np.float32)
         if entry.label == 1 and entry.mask_path:
-            mask = load_mask(self._path(entry.mask_path), self.image_size)
+            mask = load_mask(self.path(entry.mask_path), self.image_size)
         return {
             "image": image,
             "mask": torch.from_numpy(mask),
@@ -125,13 +125,14 @@ class AnomalyDataset:
             "image_path": path,
         }
 
-    def _path(self, relative: str) -> str:
+    def path(self, relative: str) -> str:
+        """Absolute path of a file named in an entry."""
         return os.path.join(self.root, *relative.split("/"))
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()
         for entry in self.entries:
-            sizes = [os.path.getsize(self._path(path)) for path in (entry.image_path, entry.mask_path) if path]
+            sizes = [os.path.getsize(self.path(path)) for path in (entry.image_path, entry.mask_path) if path]
             row = [entry.class_name, entry.label, entry.image_path, entry.mask_path, *sizes]
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
@@ -142,7 +143,7 @@ class AnomalyDataset:
             for entry in self.entries
             if entry.label == 1
             and entry.mask_path
-            and _sizes_differ(self._path(entry.image_path), self._path(entry.mask_path))
+            and _sizes_differ(self.path(entry.image_path), self.path(entry.mask_path))
         ]
         if not different:
             return []

@@ -6,7 +6,6 @@ or in memory-mapped files under a key of all that they depend on, or computed an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -93,7 +92,7 @@ class Features:
             "mask": masks,
             "label": torch.tensor([entry.label for entry in entries], device=self.model.device),
             "class_name": [entry.class_name for entry in entries],
-            "image_path": [entry.image_path for entry in entries],
+            "image_path": [self.dataset.path(entry.image_path) for entry in entries],
         }
 
 
@@ -109,8 +108,8 @@ def open_features(
     """Features of a data set, encoded now, found on disk, or left to be computed batch by batch.
 
     Args:
-        settings: weights_sha256, image_size, features_list, dpam_layer, dpam_mode: with the data set's checksum and the
-            type, the key of the cache.
+        settings: weights_sha256, image_size, features_list, dpam_layer, dpam_mode: with the data set's checksum, its
+            files' modification times and the type, the key of the cache.
         cache: "none", "ram", "disk", or "auto": what is on disk already, else memory if that is ample, else disk.
         cache_dtype: "fp32" (training is the same bit for bit as without a cache, on the CPU) or "fp16" (half the size).
 
@@ -121,6 +120,7 @@ def open_features(
         return Features(model, dataset, layers, num_workers=num_workers)
     depends = {key: settings[key] for key in ("weights_sha256", "image_size", "dpam_layer", "dpam_mode")}
     depends |= {"features_list": layers, "data_checksum": dataset.checksum, "dtype": cache_dtype}
+    depends["modified"] = modification_times(dataset)
     folder = cache_dir / hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
     if cache != "ram" and folder.is_dir():
         return Features(model, dataset, layers, read_arrays(folder))
@@ -155,11 +155,21 @@ def open_features(
         for array in arrays.values():
             array.flush()
         write_json(temporary / "key.json", depends)
-        with contextlib.suppress(OSError):  # another run was faster: its files are the same
+        try:
             temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another run was faster: its files are the same
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Features(model, dataset, layers, read_arrays(folder))
+
+
+def modification_times(dataset: AnomalyDataset) -> str:
+    """Digest of when the files changed: the checksum does not see a file rewritten with the same number of bytes."""
+    files = [path for entry in dataset.entries for path in (entry.image_path, entry.mask_path) if path]
+    times = [os.stat(dataset.path(path)).st_mtime_ns for path in files]
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
 def fill(

@@ -1,6 +1,7 @@
 """Test zero-shot: find anomalies in data sets that the prompts were not learned on (paper sections 3.4 and 4)."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from utils import (
     pick_device,
     run_cli,
     set_seed,
-    sha256,
     write_json,
     write_text,
 )
@@ -90,7 +90,7 @@ def test(args: argparse.Namespace) -> None:
         text_features = text_features_of(model, args.checkpoint_path, checkpoint, settings["prompt"], data.classes)
     finished = folder / "finished_classes.json"  # what an interrupted run of the same test had done
     key = {**record, "metrics": names, "sigma": args.sigma, "map_dtype": args.map_dtype}
-    key["checkpoint_sha256"] = args.checkpoint_path and sha256(args.checkpoint_path)
+    key["checkpoint_sha256"] = checkpoint and hashlib.sha256(args.checkpoint_path.read_bytes()).hexdigest()
     results = read_finished(finished, key)
     progress = tqdm(total=len(data), desc="testing", unit="image")
     for class_name in data.classes:

@@ -103,6 +103,9 @@ def train(args: argparse.Namespace) -> None:
     if not use_local and not args.no_local_loss:
         logger.warning("the data set has no masks: training with the global loss alone")
 
+    if first_epoch > args.epoch:
+        logger.info("nothing left to train: %s is there", folder / f"epoch_{first_epoch - 1}.pth")
+        return
     cached = (args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
     features = open_features(model, dataset, record["settings"], *cached)
     focal, dice, blank = FocalLoss(), BinaryDiceLoss(), 0
@@ -149,7 +152,7 @@ def train(args: argparse.Namespace) -> None:
             state = {"prompt_learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
             with atomic_path(folder / f"epoch_{epoch}.pth") as path, open(path, "wb") as file:
                 torch.save(state | record, file)
-    logger.info("finished: %s", folder / f"epoch_{max(args.epoch, first_epoch - 1)}.pth")
+    logger.info("finished: %s", folder / f"epoch_{args.epoch}.pth")
 
 
 def prompts_for(learner, class_names: list[str], prompt: str):

@@ -1,7 +1,6 @@
 """Small helpers shared by the scripts: clear errors, seeds, devices, atomic files, run folders."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -125,13 +124,3 @@ def environment() -> dict[str, str | None]:
     except (OSError, subprocess.CalledProcessError):
         versions["revision"] = None
     return versions
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()
-        )

@@ -1,6 +1,6 @@
 """Scores and maps per second: the plain procedure against model.detect, ViT-L/14@336 at 518 px, float32 on the CPU.
 
-python benchmarks/inference.py            # full size, generated weights; a few minutes, 8 GB
+python benchmarks/inference.py            # full size, generated weights; two minutes
 python benchmarks/inference.py --small    # a small tower, under a minute
 """
 

@@ -1,5 +1,6 @@
 """The feature cache: the same training bit for bit, reused, keyed, whole or absent."""
 
+import os
 import shutil
 from collections import namedtuple
 
@@ -85,6 +86,18 @@ def test_a_cache_is_not_used_for_anything_else(data, model, settings, tmp_path, 
     forbid_encoding(monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
         open_features(model, dataset, settings, "disk", tmp_path, "fp16" if change == "dtype" else "fp32")
+
+
+def test_a_file_rewritten_with_the_same_number_of_bytes_is_noticed(model, settings, tmp_path, monkeypatch):
+    data = make_data(tmp_path / "data")
+    dataset = AnomalyDataset(data, model.preprocess, model.image_size)
+    open_features(model, dataset, settings, "disk", tmp_path / "cache")
+    mask = data / "tile" / "masks" / "1.png"
+    os.utime(mask, ns=(0, mask.stat().st_mtime_ns + 1))
+    assert AnomalyDataset(data, model.preprocess, model.image_size).checksum == dataset.checksum
+    forbid_encoding(monkeypatch)
+    with pytest.raises(AssertionError, match="computed again"):
+        open_features(model, dataset, settings, "disk", tmp_path / "cache")
 
 
 def test_a_killed_writer_leaves_nothing_that_is_used(data, model, settings, tmp_path, monkeypatch):
