@@ -25,7 +25,7 @@ class FocalLoss(nn.Module):
         mask = mask.float()
         onehot = torch.stack([1 - mask, mask], dim=1).clamp(FOCAL_EPSILON, 1 - FOCAL_EPSILON)
         p = (onehot * probs.float()).sum(1) + FOCAL_EPSILON
-        return -((1 - p) ** FOCAL_GAMMA * p.log()).mean()
+        return focal_of(p)
 
 
 class BinaryDiceLoss(nn.Module):
@@ -45,3 +45,23 @@ class BinaryDiceLoss(nn.Module):
         overlap = (prob * target).sum(1)
         dice = (2 * overlap + DICE_SMOOTH) / (prob.sum(1) + target.sum(1) + DICE_SMOOTH)
         return (1 - dice).mean()
+
+
+def local_loss(abnormal: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Focal([1 - a, a], mask) + Dice(1 - a, 1 - mask) + Dice(a, mask) from the one map a = P(abnormal); a scalar.
+
+    The two probabilities of a pixel sum to one, before upsampling and after, so one of the maps says it all.
+
+    abnormal: (B, S, S); mask: (B, S, S), 1 where anomalous, else 0. Raises ValueError when the shapes do not fit.
+    """
+    dice = BinaryDiceLoss()
+    abnormal, mask = abnormal.float(), mask.float()
+    dice_abnormal, dice_normal = dice(abnormal, mask), dice(1 - abnormal, 1 - mask)
+    target = mask.clamp(FOCAL_EPSILON, 1 - FOCAL_EPSILON)
+    p = torch.addcmul(1 - target + FOCAL_EPSILON, 2 * target - 1, abnormal)
+    return focal_of(p) + dice_normal + dice_abnormal
+
+
+def focal_of(p: torch.Tensor) -> torch.Tensor:
+    """Mean of -(1 - p)^2 log p over the probabilities given to the true classes."""
+    return -((1 - p) ** FOCAL_GAMMA * p.log()).mean()

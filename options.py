@@ -1,4 +1,4 @@
-"""Command-line flags shared by the scripts, and how they and a checkpoint's settings become one set of settings."""
+"""Command-line flags of the scripts, and how they and a checkpoint's settings become one set of settings."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ import argparse
 import hashlib
 import os
 import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import InputError, one_line
+import methods
+from utils import InputError, one_line, set_seed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from AnomalyCLIP_lib import AnomalyCLIP
+    from methods._base import Base
 
-PROMPTS = ("object-agnostic", "object-aware", "hand-written")
-DEFAULTS = {
-    "model": "ViT-L-14-336",
-    "pretrained": "openai",
-    "image_size": None,
-    "features_list": None,
-    "dpam_layer": None,
-    "dpam_mode": "vv",
-    "n_ctx": 12,
-    "depth": None,
-    "t_n_ctx": 4,
-    "prompt": "object-agnostic",
-}
+PROMPTS = ("object-agnostic", "object-aware", "hand-written", "hand-written-object")
 
 
 def positive(text: str) -> int:
@@ -54,52 +43,117 @@ def not_negative(text: str) -> float:
     return number
 
 
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of the model, the prompts and the machine; None means: not given."""
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", help="open_clip model, or tiny for the embedded one (ViT-L-14-336)")
-    model.add_argument("--pretrained", help="open_clip tag or weights file (openai)")
-    model.add_argument("--image_size", type=positive, help="pixels; a multiple of the patch size (518 for patch 14)")
-    model.add_argument(
-        "--features_list", type=int, nargs="+", metavar="N", help="1-based blocks that are tapped (6 12 18 24)"
-    )
-    model.add_argument(
-        "--feature_map_layer",
-        type=int,
-        nargs="+",
-        metavar="N",
-        default=[0, 1, 2, 3],
-        help="only the first value matters: 0-based index into features_list from which on maps are used",
-    )
-    model.add_argument("--dpam_layer", type=int, help="DPAM in the last N - 1 blocks; 1: off (20 for 24 blocks)")
-    model.add_argument("--dpam_mode", choices=("vv", "qq", "kk"), help="what DPAM multiplies (vv)")
-    prompts = parser.add_argument_group("prompts")
-    prompts.add_argument("--prompt", choices=PROMPTS, help="kind of text prompts (object-agnostic)")
-    prompts.add_argument("--n_ctx", type=positive, help="learned context vectors per prompt (12)")
-    prompts.add_argument("--depth", type=positive, help="text blocks with learned tokens; 1: only the prompt (9)")
-    prompts.add_argument("--t_n_ctx", type=positive, help="learned tokens per deep text block (4)")
+# Flags that methods may have. Their defaults stand in methods/NAME.py; a method may name flags that are not listed
+# here, these get the type of their default.
+FLAGS = {
+    "model": {"help": "open_clip model, or tiny for the embedded one (ViT-L-14-336)"},
+    "pretrained": {"help": "open_clip tag or weights file (openai)"},
+    "image_size": {"type": positive, "help": "pixels; a multiple of the patch size (518 for patch 14)"},
+    "features_list": {
+        "type": int,
+        "nargs": "+",
+        "metavar": "N",
+        "help": "1-based blocks that are tapped (6 12 18 24; clip, clip_ac, coop: the last)",
+    },
+    "dpam_layer": {"type": int, "help": "DPAM in the last N - 1 blocks; 1: off (20 for 24 blocks)"},
+    "dpam_mode": {"choices": ("vv", "qq", "kk"), "help": "what DPAM multiplies (vv)"},
+    "prompt": {"choices": PROMPTS, "help": "kind of text prompts (object-agnostic)"},
+    "n_ctx": {"type": positive, "help": "learned context vectors per prompt (12; coop: 16)"},
+    "depth": {"type": positive, "help": "text blocks with learned tokens; 1: only the prompt (9)"},
+    "t_n_ctx": {"type": positive, "help": "learned tokens per deep text block (4)"},
+    "no_ln_post": {"help": "image feature without ln_post, as in AnomalyCLIP:"},
+    "keep_underscores": {"help": "class names with underscores in the prompts:"},
+    "raw_mean": {"help": "mean of the prompts' features, not of their unit vectors:"},
+    "csc": {"help": "a learned context for each of the two states:"},
+    "quick_gelu": {"help": "QuickGELU also at sizes other than the weights' own:"},
+    "epoch": {"type": positive, "help": "passes over the data set (15; coop: 200)"},
+    "learning_rate": {"type": not_negative, "help": "(0.001; coop: 0.002)"},
+    "batch_size": {"type": positive, "help": "images per step, of all processes together (8; coop: 32)"},
+    "lambda_local": {"type": not_negative, "help": "weight of the local loss (4)"},
+    "no_global_loss": {"help": "leave out the image-level cross-entropy"},
+    "no_local_loss": {"help": "leave out focal and dice loss"},
+    "sigma": {"type": not_negative, "help": "Gaussian filter of the maps, pixels (4; winclip, vand: 0)"},
+    "k_shot": {"type": count, "help": "normal images of each class's train split to compare with (0)"},
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, part: str) -> None:
+    """Flags of all methods (SETTINGS and `part`: TRAINING or TESTING) and of the machine; None means: not given."""
+    known = {name: methods.flags(name) for name in methods.names()}
+    parser.add_argument("--method", choices=known, help="row of the paper's tables (anomalyclip)")
+    for title, section in (("model and prompts", "SETTINGS"), (part.lower(), part)):
+        group = parser.add_argument_group(title)
+        owners = {}
+        for name, flags in known.items():
+            for flag, default in flags[section].items():
+                owners.setdefault(flag, {})[name] = default
+        for flag in sorted(owners, key=lambda flag: (list(FLAGS).index(flag) if flag in FLAGS else len(FLAGS), flag)):
+            default = next(iter(owners[flag].values()))
+            of = "" if "anomalyclip" in owners[flag] else f"{', '.join(owners[flag])} only"
+            options = FLAGS.get(flag, {"help": ""})
+            options = options | {"help": f"{options['help']} {of}".strip()}
+            if isinstance(default, bool):
+                options |= {"action": "store_true", "default": None}
+            elif flag not in FLAGS:
+                options |= {"type": str if default is None else type(default)}
+            group.add_argument(f"--{flag}", **options)
+        if section == "SETTINGS":
+            group.add_argument(
+                "--feature_map_layer",
+                type=int,
+                nargs="+",
+                metavar="N",
+                default=[0, 1, 2, 3],
+                help="only the first value matters: 0-based index into features_list from which on maps are used",
+            )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cuda, mps or cpu (the best there is)")
+    machine.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the frozen vision tower (fp32)"
+    )
+    machine.add_argument("--compile", action="store_true", help="torch.compile the frozen vision tower")
+    machine.add_argument(
+        "--cache",
+        choices=("auto", "ram", "disk", "none"),
+        default="auto" if part == "TRAINING" else "none",
+        help="where features are kept (%(default)s)",
+    )
+    machine.add_argument("--cache_dir", type=Path, default=Path("cache"), help="folder of features on disk (cache)")
+    machine.add_argument("--cache_dtype", choices=("fp32", "fp16"), default="fp32", help="type of kept features")
     machine.add_argument(
         "--num_workers", type=count, default=min(4, os.cpu_count() or 1), help="image-reading processes"
     )
     machine.add_argument("--seed", type=count, default=111)
 
 
-def settings_from(args: argparse.Namespace, checkpoint: dict | None = None) -> dict:
-    """Settings given by flags, else by the checkpoint, else the defaults.
+def settings_from(args: argparse.Namespace, part: str, checkpoint: dict | None = None) -> tuple[dict, dict]:
+    """The method's SETTINGS, and its flags of `part` (TRAINING or TESTING).
 
-    A flag that contradicts the checkpoint raises an InputError naming both values. Weights files may have moved, so
-    `pretrained` is not compared here but by content, see `weights_checksum`.
+    Settings are given by flags, else by the checkpoint, else they have the method's defaults. A flag that contradicts
+    the checkpoint raises an InputError naming both values, a flag that the method does not have another. Weights files
+    may have moved, so `pretrained` is not compared here but by content, see `weights_checksum`.
     """
-    given = {key: getattr(args, key) for key in DEFAULTS if getattr(args, key) is not None}
+    stored = checkpoint["settings"] if checkpoint else {}
+    method = args.method or stored.get("method", "anomalyclip")
+    if method != stored.get("method", method):
+        raise InputError(f"--method {method} contradicts {args.checkpoint_path}, made with {stored['method']}")
+    flags = methods.flags(method)
+    own = flags["SETTINGS"] | flags[part]
+    known = [methods.flags(name) for name in methods.names()]
+    every = dict.fromkeys(flag for each in known for flag in each["SETTINGS"] | each[part])
+    given = {flag: value for flag in every if (value := getattr(args, flag)) is not None}
+    for flag in [flag for flag in given if flag not in own]:
+        raise InputError(f"--{flag} is no flag of --method {method}; it has {', '.join(f'--{flag}' for flag in own)}")
     if "features_list" in given:
         given["features_list"] = tapped_layers(given["features_list"], args.feature_map_layer)
-    stored = checkpoint["settings"] if checkpoint else {}
-    for key, value in given.items():
-        if key != "pretrained" and stored.get(key, value) not in (value, None):
-            raise InputError(f"--{key} {show(value)} contradicts {args.checkpoint_path}, made with {show(stored[key])}")
-    settings = DEFAULTS | stored | given
+    for flag, value in given.items():
+        if flag in flags["SETTINGS"] and flag != "pretrained" and stored.get(flag, value) not in (value, None):
+            raise InputError(
+                f"--{flag} {show(value)} contradicts {args.checkpoint_path}, made with {show(stored[flag])}"
+            )
+    settings = {"method": method} | flags["SETTINGS"] | stored
+    settings |= {flag: value for flag, value in given.items() if flag in flags["SETTINGS"]}
+    others = flags[part] | {flag: value for flag, value in given.items() if flag in flags[part]}
     if settings["model"] == "tiny":
         if "pretrained" in given:
             raise InputError(
@@ -111,7 +165,7 @@ def settings_from(args: argparse.Namespace, checkpoint: dict | None = None) -> d
 
         if is_file_name(given["pretrained"]):
             settings["model"] = None  # its geometry is read from the file
-    return settings
+    return settings, others
 
 
 def show(value: object) -> str:
@@ -127,26 +181,37 @@ def tapped_layers(features_list: list[int], feature_map_layer: list[int]) -> lis
     return features_list[first:]
 
 
-def load_model(settings: dict, feature_map_layer: list[int], device: str) -> AnomalyCLIP:
-    """Load the backbone and complete `settings` (in place) with what depends on it."""
+def load_method(
+    settings: dict, others: dict, args: argparse.Namespace, device: str, checkpoint: dict | None = None
+) -> Base:
+    """The frozen model and the method on it, all random numbers seeded; completes `settings` (in place)."""
     import AnomalyCLIP_lib
 
     model = AnomalyCLIP_lib.load(
         settings["model"],
         settings["pretrained"],
         image_size=settings["image_size"],
-        dpam_layer=settings["dpam_layer"],
-        dpam_mode=settings["dpam_mode"],
+        dpam_layer=settings.get("dpam_layer", 1),
+        dpam_mode=settings.get("dpam_mode", "vv"),
         device=device,
+        precision=args.precision,
     )
-    if settings["features_list"] is None:
-        quarters = [-(-model.num_layers * quarter // 4) for quarter in (1, 2, 3, 4)]
-        settings["features_list"] = tapped_layers(quarters, feature_map_layer)
-    model.check_layers(settings["features_list"])
-    settings["image_size"], settings["dpam_layer"] = model.image_size, model.dpam_layer
-    if settings["depth"] is None:
-        settings["depth"] = min(9, model.num_text_layers)
-    return model
+    set_seed(args.seed)
+    settings["image_size"] = model.image_size
+    if "dpam_layer" in settings:
+        settings["dpam_layer"] = model.dpam_layer
+    chosen = methods.method_class(settings["method"])
+    if settings.get("features_list", ()) is None:
+        settings["features_list"] = tapped_layers(chosen.default_layers(model.num_layers), args.feature_map_layer)
+    both = settings | others
+    try:
+        method = chosen(model, both)
+        if checkpoint and method.learner is not None:
+            method.load(checkpoint["state"])
+    except InputError as error:
+        raise InputError(f"{args.checkpoint_path}: {error}" if checkpoint else str(error)) from None
+    settings |= {key: both[key] for key in settings}
+    return method
 
 
 def weights_checksum(model: AnomalyCLIP) -> str:
@@ -158,14 +223,13 @@ def weights_checksum(model: AnomalyCLIP) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path) -> dict:
-    """A checkpoint of train.py or of the authors: {"prompt_learner": state dict, "settings": dict, ...}.
+def read_checkpoint(path: Path, method: str | None = None) -> dict:
+    """A checkpoint of train.py or of a method's authors: {"prompt_learner": state dict, "settings": dict, ...}.
 
-    The authors' files have no settings; the sizes of the prompts are then read from the tensors.
+    The authors' files have no settings; some are then read from the tensors. `method` None: the one that the file was
+    made with, else anomalyclip. The method's state dict is returned as "state".
     """
     import torch
-
-    from prompt_ensemble import learner_sizes
 
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; check --checkpoint_path, or train one with train.py")
@@ -177,12 +241,22 @@ def read_checkpoint(path: Path) -> dict:
         raise InputError(
             f"{path} is not opened ({reason}); give an epoch_N.pth of train.py or of the authors"
         ) from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("prompt_learner"), dict):
-        raise InputError(f'{path} is no AnomalyCLIP checkpoint: no "prompt_learner" in it; give an epoch_N.pth')
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    settings = content.get("settings", {})
+    settings = settings if isinstance(settings, dict) else {}
+    stored = settings.get("method")
+    if stored is not None and stored not in methods.names():
+        raise InputError(f"{path} was made with --method {stored}, which this version does not have")
+    chosen = stored or method or "anomalyclip"
+    key = methods.method_class(chosen).STATE
+    if key is None:
+        raise InputError(f"--method {chosen} is not trained; leave out --checkpoint_path {path}")
+    if not isinstance(content.get(key), dict):
+        fits = [name for name in methods.names() if methods.method_class(name).STATE in content]
+        hint = f"it looks like one of --method {fits[0]}" if fits else "give an epoch_N.pth"
+        raise InputError(f'{path} is no checkpoint of --method {chosen}: no "{key}" in it; {hint}')
     try:
-        sizes = learner_sizes(checkpoint["prompt_learner"])
+        sizes = methods.method_class(chosen).sizes(content[key])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    checkpoint.setdefault("settings", {})
-    checkpoint["settings"] |= sizes
-    return checkpoint
+    return content | {"state": content[key], "settings": settings | sizes}

@@ -5,26 +5,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from options import (
-    add_shared_flags,
-    load_model,
-    not_negative,
-    positive,
-    read_checkpoint,
-    settings_from,
-    weights_checksum,
-)
-from utils import (
-    InputError,
-    environment,
-    get_logger,
-    make_run_folder,
-    pick_device,
-    run_cli,
-    set_seed,
-    write_json,
-    write_text,
-)
+import parallel
+from options import add_flags, load_method, positive, read_checkpoint, settings_from, weights_checksum
+from utils import InputError, environment, get_logger, make_run_folder, run_cli, write_json, write_text
 
 METRICS = {
     "image-level": ("image_auroc", "image_ap"),
@@ -41,14 +24,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records")
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument("--metrics", choices=tuple(METRICS), default="image-pixel-level")
-    parser.add_argument("--batch_size", type=positive, default=8)
-    parser.add_argument("--sigma", type=not_negative, default=4.0, help="Gaussian filter of the maps, pixels (4)")
+    parser.add_argument("--batch_size", type=positive, default=8, help="images at a time, of all processes (8)")
     parser.add_argument(
         "--exact_aupro", action="store_true", help="also AUPRO as MVTec AD defines it, in its own column"
     )
     parser.add_argument("--map_dtype", choices=("float32", "float16"), default="float32", help="type of the kept maps")
     parser.add_argument("--vis", action="store_true", help="write pictures: image, mask, heat map")
-    add_shared_flags(parser)
+    add_flags(parser, "TESTING")
     return parser.parse_args()
 
 
@@ -56,18 +38,19 @@ def test(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
     from tabulate import tabulate
-    from torch.utils.data import DataLoader, Subset
     from tqdm import tqdm
 
+    from AnomalyCLIP_lib.similarity import smooth
     from dataset import AnomalyDataset
+    from features import open_features
 
-    checkpoint = read_checkpoint(args.checkpoint_path) if args.checkpoint_path else None
-    settings = settings_from(args, checkpoint)
-    if (checkpoint is None) != (settings["prompt"] == "hand-written"):
-        raise InputError("give either --checkpoint_path FILE (learned prompts) or --prompt hand-written (no file)")
-    device = pick_device(args.device)
-    set_seed(args.seed)
-    model = load_model(settings, args.feature_map_layer, device)
+    checkpoint = read_checkpoint(args.checkpoint_path, args.method) if args.checkpoint_path else None
+    settings, testing = settings_from(args, "TESTING", checkpoint)
+    device = parallel.start(args.device)
+    method = load_method(settings, testing, args, device, checkpoint)
+    model = method.model
+    if (checkpoint is None) != (method.learner is None):
+        raise InputError(what_is_tested(settings))
     weights = weights_checksum(model)
     if settings.setdefault("weights_sha256", weights) != weights:
         raise InputError(
@@ -77,60 +60,112 @@ def test(args: argparse.Namespace) -> None:
     names = list(METRICS[args.metrics])
     if args.exact_aupro and "pixel_aupro" in names:
         names.insert(names.index("pixel_aupro") + 1, "pixel_aupro_exact")
-    data = AnomalyDataset(args.data_path, model.preprocess, model.image_size, split=args.split)
-    folder = make_run_folder(args.save_path)
-    logger = get_logger(folder)
+    data = AnomalyDataset(args.data_path, model.resize, model.image_size, split=args.split)
+    references = draw_references(args, method, data) if method.num_references else {}
+    folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
+    logger = get_logger(folder, quiet=not parallel.is_main())
     record = {"dataset": args.dataset, "split": args.split, "data_checksum": data.checksum, "settings": settings}
-    write_json(folder / "args.json", {"arguments": vars(args) | settings, **record, "versions": environment()})
+    if parallel.is_main():
+        arguments = vars(args) | settings | testing
+        write_json(folder / "args.json", {"arguments": arguments, **record, "versions": environment()})
     logger.info("testing on %s (%s split): %d images, %s", args.dataset, args.split, len(data), settings)
     for warning in data.warnings:
         logger.warning("%s", warning)
 
-    with torch.no_grad():
-        text_features = text_features_of(model, args.checkpoint_path, checkpoint, settings["prompt"], data.classes)
     finished = folder / "finished_classes.json"  # what an interrupted run of the same test had done
-    key = {**record, "metrics": names, "sigma": args.sigma, "map_dtype": args.map_dtype}
+    key = {**record, **testing, "metrics": names, "map_dtype": args.map_dtype, "precision": args.precision}
+    key |= {"seed": args.seed} if references else {}
     key["checkpoint_sha256"] = checkpoint and hashlib.sha256(args.checkpoint_path.read_bytes()).hexdigest()
-    results = read_finished(finished, key)
-    progress = tqdm(total=len(data), desc="testing", unit="image")
+    results = parallel.broadcast(read_finished(finished, key) if parallel.is_main() else None)
+    with torch.no_grad():
+        method.set_classes(data.classes)
+    if args.compile:
+        method.encode = torch.compile(method.encode)
+    cached = (args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
+    features = open_features(method, data, weights, *cached) if results.keys() < set(data.classes) else None
+    progress = tqdm(total=len(data), desc="testing", unit="image", disable=not parallel.is_main())
     for class_name in data.classes:
-        part = Subset(data, [i for i, entry in enumerate(data.entries) if entry.class_name == class_name])
+        part = torch.tensor([i for i, entry in enumerate(data.entries) if entry.class_name == class_name])
         if class_name in results:
             logger.info("%s: finished before the interruption, not computed again", class_name)
             progress.update(len(part))
             continue
-        side, position, paths = model.image_size, 0, []
-        scores, labels = np.empty(len(part), np.float32), np.empty(len(part), np.int64)
-        maps, masks = np.empty((len(part), side, side), args.map_dtype), np.empty((len(part), side, side), bool)
-        for batch in DataLoader(part, args.batch_size, num_workers=args.num_workers):
-            rows = slice(position, position + len(batch["label"]))
-            scores[rows], maps[rows] = model.detect(
-                batch["image"].to(device), text_features[class_name], settings["features_list"], args.sigma
-            )
-            masks[rows], labels[rows] = batch["mask"] > 0, batch["label"]
-            paths += batch["image_path"]
-            position = rows.stop
-            progress.update(len(batch["label"]))
-        blank = int(((labels == 1) & ~masks.any(axis=(1, 2))).sum())
-        if data.has_masks and blank:
-            logger.warning("%s: the masks of %d anomalous images mark no pixel at this size", class_name, blank)
-        masks = masks if data.has_masks else None
-        results[class_name] = evaluate(names, labels, scores, masks, maps)
-        if args.vis:
-            draw(folder / "vis", data.root, paths, masks, maps)
-        write_json(finished, {"key": key, "classes": results})
+        if references:
+            (batch,) = references[class_name].batches(torch.arange(method.num_references), method.num_references)
+            method.set_references(class_name, batch["features"])
+        side, paths = model.image_size, [data.path(data.entries[i].image_path) for i in part]
+        if parallel.is_main():
+            scores, labels = np.empty(len(part), np.float32), np.array([data.entries[i].label for i in part])
+            maps, masks = np.empty((len(part), side, side), args.map_dtype), np.empty((len(part), side, side), bool)
+        for batch in features.batches(part, args.batch_size):
+            with torch.no_grad():
+                batch_scores, batch_maps = method.predict(batch["features"], class_name)
+            own = batch_scores.float().cpu(), smooth(batch_maps, testing["sigma"]), batch["mask"].cpu() > 0
+            for rows, own_scores, own_maps, own_masks in parallel.gather_to_main((batch["rows"], *own)):
+                rows, count = rows.numpy(), len(rows)
+                scores[rows], maps[rows], masks[rows] = own_scores[:count], own_maps[:count], own_masks[:count]
+                progress.update(count)
+        if parallel.is_main():
+            blank = int(((labels == 1) & ~masks.any(axis=(1, 2))).sum())
+            if data.has_masks and blank:
+                logger.warning("%s: the masks of %d anomalous images mark no pixel at this size", class_name, blank)
+            masks = masks if data.has_masks else None
+            results[class_name] = evaluate(names, labels, scores, masks, maps)
+            if args.vis:
+                draw(folder / "vis", data.root, paths, masks, maps)
+            write_json(finished, {"key": key, "classes": results})
     progress.close()
 
-    overall = {name: mean([row[name] for row in results.values()]) for name in names}
-    rows = [
-        [label, *("-" if row[name] is None else f"{row[name]:.1f}" for name in names)]
-        for label, row in [*results.items(), ("mean", overall)]
-    ]
-    table = tabulate(rows, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
-    write_json(folder / "metrics.json", {**record, "classes": results, "mean": overall})
-    write_text(folder / "table.md", table + "\n")
-    finished.unlink()
-    logger.info("\n%s", table)
+    if parallel.is_main():
+        results = {class_name: results[class_name] for class_name in data.classes}
+        overall = {name: mean([row[name] for row in results.values()]) for name in names}
+        rows = [
+            [label, *("-" if row[name] is None else f"{row[name]:.1f}" for name in names)]
+            for label, row in [*results.items(), ("mean", overall)]
+        ]
+        table = tabulate(rows, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
+        write_json(folder / "metrics.json", {**record, "classes": results, "mean": overall})
+        write_text(folder / "table.md", table + "\n")
+        finished.unlink()
+        logger.info("\n%s", table)
+    parallel.stop()
+
+
+def what_is_tested(settings: dict) -> str:
+    """What to say when a checkpoint is missing or superfluous."""
+    if settings["method"] == "anomalyclip":
+        return "give either --checkpoint_path FILE (learned prompts) or --prompt hand-written (no file)"
+    import methods
+
+    if methods.method_class(settings["method"]).STATE is None:
+        return f"--method {settings['method']} is not trained; leave out --checkpoint_path"
+    return f"--method {settings['method']} needs --checkpoint_path FILE; train one with train.py"
+
+
+def draw_references(args: argparse.Namespace, method, data) -> dict:
+    """For each class the features of `num_references` normal images of its train split, drawn by --seed (few-shot)."""
+    import torch
+
+    from dataset import AnomalyDataset
+    from features import Features
+
+    model, count = method.model, method.num_references
+    drawn = {}
+    for class_name in data.classes:
+        try:
+            train = AnomalyDataset(args.data_path, model.resize, model.image_size, split="train", classes=[class_name])
+        except InputError as error:
+            raise InputError(f"--k_shot {count} takes normal images of the train split, but {error}") from None
+        train.entries = [entry for entry in train.entries if entry.label == 0]
+        if len(train.entries) < count:
+            raise InputError(
+                f"--k_shot {count} is more than the {len(train.entries)} normal images in the train split of "
+                f"{class_name} ({args.data_path}); lower it"
+            )
+        order = torch.randperm(len(train.entries), generator=torch.Generator().manual_seed(args.seed))[:count]
+        train.entries = [train.entries[i] for i in order]
+        drawn[class_name] = Features(method, train)
+    return drawn
 
 
 def read_finished(path: Path, key: dict) -> dict[str, dict]:
@@ -141,21 +176,6 @@ def read_finished(path: Path, key: dict) -> dict[str, dict]:
         return {}
     same = content.get("key") == json.loads(json.dumps(key))
     return content["classes"] if same else {}
-
-
-def text_features_of(model, path: Path | None, checkpoint: dict | None, prompt: str, class_names: list[str]) -> dict:
-    """For each class its text features (2, D), normal and abnormal."""
-    from prompt_ensemble import hand_written_features, load_prompt_learner
-
-    if prompt == "hand-written":
-        return dict(zip(class_names, hand_written_features(model, class_names), strict=True))
-    try:
-        learner = load_prompt_learner(model, checkpoint["prompt_learner"])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if prompt == "object-aware":
-        return dict(zip(class_names, learner(class_names), strict=True))
-    return dict.fromkeys(class_names, learner())
 
 
 def evaluate(names: list[str], labels, scores, masks, maps) -> dict[str, float | None]:

@@ -98,14 +98,17 @@ def make_run_folder(path: str | os.PathLike) -> Path:
     return path
 
 
-def get_logger(folder: Path) -> logging.Logger:
-    """Logger that writes to the console and appends to `folder`/log.txt."""
+def get_logger(folder: Path, quiet: bool = False) -> logging.Logger:
+    """Logger that writes to the console and appends to `folder`/log.txt; a quiet one does neither."""
     logger = logging.getLogger("anomalyclip")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for old in logger.handlers[:]:
         logger.removeHandler(old)
         old.close()
+    if quiet:
+        logger.addHandler(logging.NullHandler())
+        return logger
     for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt", encoding="utf-8")):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)

@@ -30,6 +30,7 @@ def load(
     dpam_layer: int | None = None,
     dpam_mode: str = "vv",
     device: str = "cpu",
+    precision: str = "fp32",
 ) -> AnomalyCLIP:
     """Load a frozen CLIP as AnomalyCLIP's backbone.
 
@@ -44,6 +45,7 @@ def load(
             the same share of the blocks for other depths.
         dpam_mode: "vv", "qq" or "kk".
         device: a torch device.
+        precision: "fp32", "bf16" or "fp16": of the vision tower's matrix products (torch.autocast).
 
     Raises:
         InputError: unknown names, towers that cannot be served, weights that are missing, broken or do not fit.
@@ -76,7 +78,7 @@ def load(
     patch, native = clip.visual.patch_size[0], clip.visual.image_size[0]
     image_size = image_size or (518 if patch == 14 else native)
     tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
-    return AnomalyCLIP(clip, tokenizer, image_size, dpam_layer, dpam_mode, **norm).to(device)
+    return AnomalyCLIP(clip, tokenizer, image_size, dpam_layer, dpam_mode, **norm, precision=precision).to(device)
 
 
 def is_file_name(pretrained: str | os.PathLike) -> bool:

@@ -7,11 +7,21 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 DPAM_MODES = ("vv", "qq", "kk")
 
 
-def project_qkv(block: ResidualAttentionBlock, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys and values of `block` for x (B, N, width): three tensors (B, heads, N, width / heads)."""
-    attn = block.attn
-    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    return qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def project_qkv(
+    block: ResidualAttentionBlock, x: torch.Tensor, class_query: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values of `block` for x (B, N, width): three tensors (B, heads, N, width / heads).
+
+    With `class_query` only the class token, the first, gets a query: (B, heads, 1, width / heads).
+    """
+    attn, x = block.attn, block.ln_1(x)
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    if not class_query:
+        return F.linear(x, weight, bias).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    width = x.shape[-1]
+    q = F.linear(x[:, :1], weight[:width], bias[:width]).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    kv = F.linear(x, weight[width:], bias[width:])
+    return q, *kv.unflatten(-1, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attend(
@@ -33,23 +43,25 @@ def feed_forward(block: ResidualAttentionBlock, x: torch.Tensor) -> torch.Tensor
     return block.ls_2(block.mlp.c_proj(hidden))
 
 
-def run_block(block: ResidualAttentionBlock, x: torch.Tensor, causal: bool = False) -> torch.Tensor:
-    """One ordinary transformer block on x (B, N, width)."""
-    x = x + attend(block, *project_qkv(block, x), causal=causal)
+def run_block(
+    block: ResidualAttentionBlock, x: torch.Tensor, causal: bool = False, class_token_only: bool = False
+) -> torch.Tensor:
+    """One ordinary transformer block on x (B, N, width); (B, 1, width) with `class_token_only`."""
+    q, k, v = project_qkv(block, x, class_token_only)
+    x = (x[:, :1] if class_token_only else x) + attend(block, q, k, v, causal)
     return x + feed_forward(block, x)
 
 
 def run_dual_block(
-    block: ResidualAttentionBlock, x: torch.Tensor, y: torch.Tensor | None, mode: str, class_token_only: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One block of both streams; `x` is the original stream, `y` the DPAM stream (None: not wanted any more).
+    block: ResidualAttentionBlock, x: torch.Tensor, y: torch.Tensor, mode: str, class_token_only: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block of both streams; `x` is the original stream, `y` the DPAM stream, both (B, N, width).
 
     With `class_token_only` the returned x is (B, 1, width): nothing after the last block reads its patch tokens.
     """
-    q, k, v = project_qkv(block, x)
-    if y is not None:
-        same = {"vv": v, "qq": q, "kk": k}[mode]
-        y = y + attend(block, same, same, v)
+    q, k, v = project_qkv(block, x, class_token_only and mode != "qq")
+    same = {"vv": v, "qq": q, "kk": k}[mode]
+    y = y + attend(block, same, same, v)
     if class_token_only:
         x, q = x[:, :1], q[:, :, :1]
     x = x + attend(block, q, k, v)
@@ -96,15 +108,14 @@ def encode(
         block), ln_post, then `proj`; the class token stands first.
     """
     blocks = visual.transformer.resblocks
-    first_doubled = len(blocks) - (dpam_layer - 1)
+    first_doubled = len(blocks) - (dpam_layer - 1) + 1
     x, y, taps = embed(visual, images), None, {}
     for number, block in enumerate(blocks, start=1):
         last = number == len(blocks)
-        if number > first_doubled:
-            y = x if number == first_doubled + 1 else y
-            x, y = run_dual_block(block, x, y if number <= max(layers) else None, mode, class_token_only=last)
+        if first_doubled <= number <= max(layers):
+            x, y = run_dual_block(block, x, x if y is None else y, mode, class_token_only=last)
         else:
-            x = run_block(block, x)
+            x = run_block(block, x, class_token_only=last and number not in layers)
         if number in layers:
             taps[number] = x if y is None else y
     return x[:, 0] @ visual.proj, [visual.ln_post(taps[number]) @ visual.proj for number in layers]

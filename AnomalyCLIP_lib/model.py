@@ -1,9 +1,11 @@
 """The frozen model: images and texts to features, features to scores and maps."""
 
+import contextlib
+
 import torch
 from open_clip import CLIP
 from torch import nn
-from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import Compose, InterpolationMode, Normalize, PILToTensor, Resize, ToTensor
 
 from utils import InputError
 
@@ -11,14 +13,17 @@ from .dpam import DPAM_MODES, encode
 from .similarity import anomaly_map, class_probabilities, smooth
 from .text import encode_prompts
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class AnomalyCLIP(nn.Module):
     """CLIP with the dual-stream vision encoder; every parameter is frozen.
 
     Attributes:
-        clip: open_clip's model. preprocess: PIL RGB image -> (3, S, S) float tensor.
+        clip: open_clip's model. preprocess: PIL RGB image -> (3, S, S) float tensor. resize: the same as uint8, to be
+            normalised on the device by `encode_image`, bit for bit alike.
         image_size: S in pixels. patch_size: pixels. grid: S / patch_size.
-        num_layers: vision blocks. num_text_layers: text blocks. dpam_layer, dpam_mode: see `load`.
+        num_layers: vision blocks. num_text_layers: text blocks. dpam_layer, dpam_mode, precision: see `load`.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class AnomalyCLIP(nn.Module):
         dpam_mode: str = "vv",
         mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
         std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711),
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
         self.clip = clip.eval().requires_grad_(False)
@@ -54,7 +60,12 @@ class AnomalyCLIP(nn.Module):
             raise InputError(f"dpam_mode {dpam_mode!r} is not one of {', '.join(DPAM_MODES)}")
         self.grid = image_size // self.patch_size
         resize = Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
-        self.preprocess = Compose([resize, ToTensor(), Normalize(mean, std)])
+        self._normalize = Normalize(mean, std)
+        self.preprocess = Compose([resize, ToTensor(), self._normalize])
+        self.resize = Compose([resize, PILToTensor()])
+        if precision not in PRECISIONS:
+            raise InputError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+        self.precision = precision
 
     @property
     def device(self) -> torch.device:
@@ -66,16 +77,30 @@ class AnomalyCLIP(nn.Module):
             raise InputError(f"features_list {layers} must be distinct blocks between 1 and {self.num_layers}")
         return layers
 
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, S, S) as `preprocess` gives them, from uint8 ones of `resize`; others pass unchanged."""
+        return self._normalize(images.float().div_(255)) if images.dtype == torch.uint8 else images
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context in which matrix products run at `precision`; sums, norms and softmax stay float32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
     def encode_image(
         self, images: torch.Tensor, layers: list[int] | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Global and local features of preprocessed images (B, 3, S, S), unnormalised.
+        """Global and local features of images (B, 3, S, S), preprocessed or uint8, unnormalised.
 
         Returns (B, D), the class token without ln_post, and for each tapped block of `layers` (1-based; default: the
         last) (B, 1 + G*G, D), the class token first. See `dpam.encode`.
         """
         layers = self.check_layers([self.num_layers] if layers is None else list(layers))
-        return encode(self.clip.visual, images, layers, self.dpam_layer, self.dpam_mode)
+        with self.autocast():
+            image_features, patch_features = encode(
+                self.clip.visual, self.normalize(images), layers, self.dpam_layer, self.dpam_mode
+            )
+        return image_features.float(), [features.float() for features in patch_features]
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """Features (P, D) of hand-written prompts, unnormalised."""
@@ -92,7 +117,7 @@ class AnomalyCLIP(nn.Module):
         """Anomaly scores and maps of preprocessed images (paper section 3.4).
 
         Args:
-            images: (B, 3, S, S).
+            images: (B, 3, S, S), or uint8 ones of `resize`.
             text_features: (2, D) normal, abnormal; or (B, 2, D).
             layers: 1-based blocks whose maps are summed (default: the last).
             sigma: width of the Gaussian filter in pixels; 0 switches it off.

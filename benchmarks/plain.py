@@ -50,3 +50,37 @@ def detect(
         maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (side, side)), image.shape[-1], mode="bilinear")
         total = total + (maps[0, 1] + 1 - maps[0, 0]) / 2
     return score, gaussian_filter(total.numpy(), sigma)
+
+
+def encode_text(clip: CLIP, learner) -> torch.Tensor:
+    """Text features (2, D) of a PromptLearner's prompts, all 77 positions through all blocks."""
+    embeddings, tokens = learner.prompts()
+    x = embeddings + clip.positional_embedding
+    mask = torch.full((x.shape[1],) * 2, float("-inf")).triu(1)
+    for number, block in enumerate(clip.transformer.resblocks):
+        if 1 <= number <= len(learner.compound_prompts_text):
+            deep = learner.compound_prompts_text[number - 1].half().float()
+            x = torch.cat([x[:, :1], deep.expand(2, -1, -1), x[:, 1 + len(deep) :]], dim=1)
+        qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        q, k, v = (part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + mask).softmax(dim=-1)
+        x = x + block.attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.ln_2(x))
+    return clip.ln_final(x)[torch.arange(2), tokens.argmax(dim=-1)] @ clip.text_projection
+
+
+def loss(text_features, image_features, taps, labels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy + 4 (focal + Dice + Dice) of a batch, both channels of the maps upsampled (method of section 3)."""
+    text_features = F.normalize(text_features, dim=-1)
+    total = F.cross_entropy(F.normalize(image_features, dim=-1) @ text_features.T / 0.07, labels)
+    for patch_features in taps:
+        probabilities = (F.normalize(patch_features, dim=-1) @ text_features.T / 0.07).softmax(dim=-1)[:, 1:]
+        side = int(probabilities.shape[1] ** 0.5)
+        maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (side, side)), masks.shape[-1], mode="bilinear")
+        onehot = torch.stack([1 - masks, masks], dim=1).clamp(1e-5, 1 - 1e-5)
+        p = (onehot * maps).sum(dim=1) + 1e-5
+        total = total + 4 * (-((1 - p) ** 2) * p.log()).mean()
+        for prob, target in ((maps[:, 0], 1 - masks), (maps[:, 1], masks)):
+            overlap, size = (prob * target).sum(dim=(1, 2)), (prob.sum(dim=(1, 2)) + target.sum(dim=(1, 2)))
+            total = total + 4 * (1 - (2 * overlap + 1) / (size + 1)).mean()
+    return total

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loss import BinaryDiceLoss, FocalLoss
+from loss import BinaryDiceLoss, FocalLoss, local_loss
 
 REFERENCE = Path(__file__).parent / "data" / "loss_reference.npz"
 
@@ -113,3 +113,26 @@ def test_shapes_that_do_not_fit():
     for prob, mask in [((2, 4, 4), (1, 4, 4)), ((2, 1, 4, 4), (2, 1, 4, 4)), ((2, 4, 4), (2, 4, 5))]:
         with pytest.raises(ValueError, match="Dice loss needs"):
             dice(torch.rand(prob), torch.zeros(mask))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("filled", [None, 0, 1])
+def test_local_loss_from_one_map_is_the_written_out_sum(seed, filled):
+    """Both channels upsampled and put into the three terms, against the abnormal one alone; value and gradient."""
+    stream = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(4, 2, 7, 7, generator=stream)).requires_grad_()
+    mask = (torch.rand(4, 40, 40, generator=stream) < 0.2).float()
+    if filled is not None:
+        mask.fill_(filled)
+
+    def upsampled(maps):
+        return torch.nn.functional.interpolate(maps, size=40, mode="bilinear")
+
+    maps = upsampled(logits.softmax(1))
+    dice = BinaryDiceLoss()
+    written_out = FocalLoss()(maps, mask) + dice(maps[:, 0], 1 - mask) + dice(maps[:, 1], mask)
+    (expected,) = torch.autograd.grad(written_out, logits)
+    short = local_loss(upsampled(logits.softmax(1)[:, 1:]).squeeze(1), mask)
+    (gradient,) = torch.autograd.grad(short, logits)
+    assert short.item() == pytest.approx(written_out.item(), rel=1e-6)
+    assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max()

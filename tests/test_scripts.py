@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import AnomalyCLIP_lib
 from dataset import AnomalyDataset
+from methods.anomalyclip import Method
 from metrics import pixel_aupro
 from prompt_ensemble import PromptLearner
 from utils import run_cli
@@ -196,15 +197,15 @@ def test_killed_training_resumes_to_the_same_checkpoint(data, trained, tmp_path,
 def test_an_interrupted_test_goes_on_with_the_next_class(data, trained, tmp_path, monkeypatch, capsys):
     common = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0, "--batch_size", 2)
     assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "straight") == 0
-    detect, batches = AnomalyCLIP_lib.AnomalyCLIP.detect, []
+    predict, batches = Method.predict, []
 
     def counted(*arguments):
         batches.append(1)
         if len(batches) == 5:  # in the second class of three batches each
             raise KeyboardInterrupt
-        return detect(*arguments)
+        return predict(*arguments)
 
-    monkeypatch.setattr(AnomalyCLIP_lib.AnomalyCLIP, "detect", counted)
+    monkeypatch.setattr(Method, "predict", counted)
     assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 130
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 0
@@ -426,7 +427,7 @@ def test_a_checkpoint_trained_on_other_weights(data, trained, tmp_path, monkeypa
 def test_a_checkpoint_that_is_not_plain_is_not_opened(data, tmp_path, monkeypatch, capsys):
     torch.save({"prompt_learner": {"ctx_pos": os.system}}, tmp_path / "hostile.pth")
     torch.save({"something": torch.zeros(1)}, tmp_path / "other.pth")
-    for file, message in (("hostile.pth", "not opened"), ("other.pth", "no AnomalyCLIP checkpoint")):
+    for file, message in (("hostile.pth", "not opened"), ("other.pth", "no checkpoint of --method anomalyclip")):
         arguments = ("--data_path", data, "--checkpoint_path", tmp_path / file, "--save_path", tmp_path)
         assert run(monkeypatch, "test", *arguments, *QUICK) == 2
         check_error(capsys, message)
