@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import nn
 
 from AnomalyCLIP_lib.text import encode_prompts
@@ -33,6 +34,24 @@ TEMPLATES = (
     "a photo of a small {}.", "there is a {} in the scene.", "there is the {} in the scene.",
     "this is a {} in the scene.", "this is the {} in the scene.", "this is one {} in the scene.",
 )  # fmt: skip
+
+# WinCLIP's ensemble; its normal states are NORMAL_STATES. Of 21 templates one stands there twice, as in anomalib and in
+# the code of the AnomalyCLIP authors; the paper lists 22.
+WINCLIP_ABNORMAL_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+WINCLIP_TEMPLATES = (
+    "a cropped photo of the {}.", "a close-up photo of a {}.", "a close-up photo of the {}.",
+    "a bright photo of a {}.", "a bright photo of the {}.", "a dark photo of the {}.", "a dark photo of a {}.",
+    "a jpeg corrupted photo of the {}.", "a jpeg corrupted photo of the {}.", "a blurry photo of the {}.",
+    "a blurry photo of a {}.", "a photo of a {}.", "a photo of the {}.", "a photo of a small {}.",
+    "a photo of the small {}.", "a photo of a large {}.", "a photo of the large {}.",
+    "a photo of the {} for visual inspection.", "a photo of a {} for visual inspection.",
+    "a photo of the {} for anomaly detection.", "a photo of a {} for anomaly detection.",
+)  # fmt: skip
+
+# The rows CLIP and CLIP-AC (AnomalyCLIP, appendix): two sentences, and two states for CLIP's 80 ImageNet templates.
+# CoOp learns what stands before the same two states.
+CLIP_PROMPTS = ("A photo of a normal {}", "A photo of an anomalous {}")
+CLIP_STATES = ("normal {}", "anomalous {}")
 
 
 class PromptLearner(nn.Module):
@@ -138,6 +157,33 @@ def hand_written_features(model: AnomalyCLIP, class_names: list[str]) -> torch.T
     return torch.stack(features).unflatten(0, (len(class_names), 2))
 
 
+def clip_features(model: AnomalyCLIP, class_names: list[str]) -> torch.Tensor:
+    """Text features (C, 2, D), unnormalised, of the two sentences of row CLIP; class names as they are given."""
+    prompts = [prompt.format(name) for name in class_names for prompt in CLIP_PROMPTS]
+    return model.encode_text(prompts).unflatten(0, (len(class_names), 2))
+
+
+def clip_ac_prompts(class_name: str) -> list[str]:
+    """The 160 prompts of row CLIP-AC: both states in each of CLIP's ImageNet templates (Radford et al., 2021).
+
+    The templates' articles stay as they are: `a bad photo of a anomalous bottle.`
+    """
+    return [template(state.format(class_name)) for state in CLIP_STATES for template in OPENAI_IMAGENET_TEMPLATES]
+
+
+def clip_ac_features(model: AnomalyCLIP, class_names: list[str], raw_mean: bool = False) -> torch.Tensor:
+    """Text features (C, 2, D), unit vectors, of row CLIP-AC: the mean over the 80 prompts of each state.
+
+    raw_mean: average the embeddings as they are rather than, as CLIP does, as unit vectors.
+    """
+    features = []
+    for name in class_names:
+        embeddings = model.encode_text(clip_ac_prompts(name)).unflatten(0, (2, -1))
+        embeddings = embeddings if raw_mean else F.normalize(embeddings, dim=-1)
+        features.append(F.normalize(embeddings.mean(dim=1), dim=-1))
+    return torch.stack(features)
+
+
 def load_prompt_learner(
     model: AnomalyCLIP, state: dict[str, torch.Tensor], class_name: str = "object"
 ) -> PromptLearner:
@@ -169,3 +215,57 @@ def learner_sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
     deep = [value for key, value in state.items() if key.startswith("compound_prompts_text.")]
     sizes = {"n_ctx": state["ctx_pos"].shape[2], "depth": len(deep) + 1}
     return sizes | ({"t_n_ctx": deep[0].shape[0]} if deep else {})
+
+
+class CoOpLearner(nn.Module):
+    """CoOp's context vectors (Zhou et al., IJCV 2022) before the two states of an object (AnomalyCLIP, appendix).
+
+    Normal: [V1]..[VN] normal bottle. Abnormal: [V1]..[VN] anomalous bottle. Underscores in class names become spaces
+    and a full stop ends the prompt, as in CoOp's code.
+
+    Args:
+        model: the frozen model; it is used, not owned: it is not among the learner's parameters.
+        n_ctx: N, context vectors per prompt.
+        csc: a context of its own for each state; otherwise both share one. CoOp's class-specific contexts belong to
+            the classes of its classifier, which here are normal and anomalous: only these exist for other objects too.
+    """
+
+    def __init__(self, model: AnomalyCLIP, n_ctx: int = 16, csc: bool = False) -> None:
+        super().__init__()
+        if n_ctx < 1:
+            raise InputError(f"n_ctx {n_ctx} must be at least 1")
+        self._model = (model,)  # a tuple hides the frozen model from parameters() and state_dict()
+        self.n_ctx = n_ctx
+        shape = (n_ctx, model.clip.ln_final.weight.shape[0])
+        self.ctx = nn.Parameter(torch.empty((2, *shape) if csc else shape).normal_(std=0.02))
+        self.to(model.device)
+
+    def prompts(self, class_names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (2 C, 77, width), normal and abnormal alternating, and their token ids (2 C, 77)."""
+        model = self._model[0]
+        context = " ".join(["X"] * self.n_ctx)  # as many tokens, whose embeddings are then replaced
+        names = [name.replace("_", " ") for name in class_names]
+        texts = [f"{context} {state.format(name)}." for name in names for state in CLIP_STATES]
+        tokens = model.tokenizer(texts).to(model.device)
+        longest = 2 + max(len(model.tokenizer.encode(text)) for text in texts)
+        if longest > tokens.shape[1]:
+            raise InputError(
+                f"n_ctx {self.n_ctx} makes a prompt of {longest} tokens; the text tower takes {tokens.shape[1]}"
+            )
+        embeddings = model.clip.token_embedding(tokens)
+        learned = self.ctx.expand(2, -1, -1).repeat(len(names), 1, 1)
+        return torch.cat([embeddings[:, :1], learned, embeddings[:, 1 + self.n_ctx :]], dim=1), tokens
+
+    def forward(self, class_names: list[str]) -> torch.Tensor:
+        """Text features (C, 2, D), normal and abnormal, unnormalised."""
+        embeddings, tokens = self.prompts(class_names)
+        features = encode_prompts(self._model[0].clip, embeddings, tokens.argmax(dim=-1))
+        return features.unflatten(0, (len(class_names), 2))
+
+
+def coop_sizes(state: dict[str, torch.Tensor]) -> dict[str, int | bool]:
+    """n_ctx and csc of a CoOp learner's state dict; InputError if it is none."""
+    shape = tuple(getattr(state.get("ctx"), "shape", ()))
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 2):
+        raise InputError("the checkpoint holds no CoOp context (no ctx of shape (n_ctx, width) or (2, n_ctx, width))")
+    return {"n_ctx": shape[-2], "csc": len(shape) == 3}
