@@ -137,11 +137,11 @@ def find_folder(root: Path, *names: str) -> str | None:
     return folder
 
 
-def need_folder(root: Path, *names: str) -> str:
-    """Like find_folder, but InputError if it is missing."""
+def need_folder(root: Path, *names: str, option: str = "--root") -> str:
+    """Like find_folder, but InputError if it is missing; `option` is the flag that named `root`."""
     folder = find_folder(root, *names)
     if folder is None:
-        raise InputError(f"{root}: has no folder {'/'.join(names)}; give the folder that holds it as --root")
+        raise InputError(f"{root}: has no folder {'/'.join(names)}; give the folder that holds it as {option}")
     return folder
 
 
@@ -280,13 +280,13 @@ def parser(description: str, key: str) -> argparse.ArgumentParser:
     return options
 
 
-def open_root(root: str) -> Path:
-    """The root as a path; InputError if it is no folder with something in it."""
+def open_root(root: str, option: str = "--root") -> Path:
+    """The root, named by the flag `option`, as a path; InputError if it is no folder with something in it."""
     try:
         if not os.listdir(root):
-            raise InputError(f"--root {root}: the folder is empty; put the data set there first")
+            raise InputError(f"{option} {root}: the folder is empty; put the data set there first")
     except OSError as error:
-        raise InputError(f"--root {root}: {error.strerror}; give the folder that holds the data set") from None
+        raise InputError(f"{option} {root}: {error.strerror}; give the folder that holds the data set") from None
     return Path(root)
 
 

@@ -282,6 +282,93 @@ def test_endo_good_folder(tmp_path):
     ]
 
 
+# The medical set to train on
+
+POLYPS = ("polyps/images/1.jpg", "polyps/images/2.png", "polyps/masks/1.png", "polyps/masks/2.png")
+HEALTHY = ("healthy/1.jpg", "healthy/cecum/1.jpg", "healthy/cecum/readme.txt", "healthy/.trash/2.jpg")
+COLON_ROWS = [
+    ("test", "colon", "images", "images/1.jpg", 1, "masks/1.png"),
+    ("test", "colon", "images", "images/2.png", 1, "masks/2.png"),
+    ("test", "colon", "normal", "normal/1.jpg", 0, ""),
+    ("test", "colon", "normal", "normal/cecum/1.jpg", 0, ""),
+]
+
+
+def colon_sources(folder):
+    """Options for colondb_train.py; every file holds its own name."""
+    tree(folder, *POLYPS, *HEALTHY)
+    for path in (*POLYPS, *HEALTHY):
+        (folder / path).write_text(path)
+    return ["--colondb", str(folder / "polyps"), "--normal", str(folder / "healthy")]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_colondb_train(tmp_path, monkeypatch, links):
+    root, options = tmp_path / "new" / "root", colon_sources(tmp_path)
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
+    code, output, errors = run("colondb_train", root, *options)
+    assert code == 0
+    assert errors == f"warning: {tmp_path}/polyps has 2 anomalous images; the published colondb has 380\n"
+    assert output.splitlines() == [
+        f"{root}: {6 * links} files linked, {6 * (not links)} copied, 0 there before",
+        f"wrote {root}/meta.json",
+        "test: 1 classes, 2 normal, 2 anomalous, 2 masks",
+    ]
+    written = (root / "meta.json").read_bytes()
+    assert generate("colondb_train", root, *options)[0] == COLON_ROWS
+    assert (root / "meta.json").read_bytes() == written
+    assert (root / "normal/cecum/1.jpg").read_text() == "healthy/cecum/1.jpg"
+    assert (root / "masks/2.png").read_text() == "polyps/masks/2.png"
+    assert (root / "masks/2.png").samefile(tmp_path / "polyps/masks/2.png") == links
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert files == {"meta.json", *(row[3] for row in COLON_ROWS), *(row[5] for row in COLON_ROWS if row[5])}
+
+
+def test_colondb_train_follows_links_and_takes_its_own_folders(tmp_path):
+    options = colon_sources(tmp_path)
+    (tmp_path / "elsewhere.png").write_text("polyp 3")
+    (tmp_path / "polyps/images/3.png").symlink_to("../../elsewhere.png")
+    tree(tmp_path, "polyps/masks/3.png")
+    root = tmp_path / "root"
+    assert len(generate("colondb_train", root, *options)[0]) == 5
+    assert (root / "images/3.png").read_text() == "polyp 3" and not (root / "images/3.png").is_symlink()
+    rows, _ = generate("colondb_train", root, "--colondb", str(root), "--normal", str(root / "normal"))
+    assert rows[-2:] == COLON_ROWS[-2:] and len(rows) == 5
+
+
+def test_colondb_train_of_the_published_size_gives_no_warning(tmp_path):
+    tree(tmp_path, *(f"a/{folder}/{n}.png" for n in range(380) for folder in ("images", "masks")), "b/1.jpg")
+    code, output, errors = run(
+        "colondb_train", tmp_path / "c", "--colondb", str(tmp_path / "a"), "--normal", str(tmp_path / "b")
+    )
+    assert (code, errors) == (0, "")
+    assert "test: 1 classes, 1 normal, 380 anomalous, 380 masks" in output
+
+
+def test_colondb_train_refuses(tmp_path):
+    root, options = tmp_path / "root", colon_sources(tmp_path)
+
+    def wrong(*needles, options=options):
+        refused("colondb_train", root, *needles, options=options)
+
+    wrong("--colondb", "nowhere", "No such file", options=["--colondb", str(tmp_path / "nowhere"), *options[2:]])
+    wrong("--normal", "nowhere", "No such file", options=[*options[:2], "--normal", str(tmp_path / "nowhere")])
+    wrong("has no folder images", "--colondb", options=["--colondb", str(tmp_path / "healthy"), *options[2:]])
+    tree(tmp_path, "texts/a.txt")
+    wrong("--normal", "holds no images", options=[*options[:2], "--normal", str(tmp_path / "texts")])
+    wrong("is an image or mask of --colondb, too", options=[*options[:2], "--normal", str(tmp_path / "polyps")])
+    tree(tmp_path, "polyps/images/3.png")
+    wrong("polyps/images/3.png: this abnormal image has no mask", "1 of 3 have none")
+    (tmp_path / "polyps/images/3.png").unlink()
+    assert not root.exists()
+    tree(root, "images/2.png")
+    wrong("root/images/2.png: is there but differs from", "polyps/images/2.png")
+    assert [path.name for path in root.rglob("*")] == ["images", "2.png"]
+    (tmp_path / "file").touch()
+    assert run("colondb_train", tmp_path / "file" / "root", *options)[0] == 2
+
+
 # Masks are matched by name
 
 
@@ -389,8 +476,8 @@ def test_scripts_need_neither_torch_nor_numpy(tmp_path):
 
 def test_every_data_set_has_a_script_with_help():
     names = {path.stem for path in SCRIPTS.glob("*.py")}
-    assert names == {*DATASETS, "custom", "builder"}
-    for key in (*DATASETS, "custom"):
+    assert names == {*DATASETS, "colondb_train", "custom", "builder"}
+    for key in (*DATASETS, "colondb_train", "custom"):
         code, output, _ = run(key, ".", "--help")
         assert code == 0
         assert "--root" in output

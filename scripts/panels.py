@@ -1,0 +1,155 @@
+"""Figure 4 of the paper: image, mask and anomaly map of some images of each class, from finished runs of test.py --vis.
+
+One row for each class, anomalous images first. A run is the --save_path of test.py; its data set has to be where the
+test found it, because meta.json says which images are anomalous.
+
+    python scripts/panels.py results/mvtec results/brainmri --examples 4 --output results/figure4.png
+    python scripts/panels.py results/visa --images candle/Data/Images/Anomaly/000.JPG pcb1/Data/Images/Anomaly/003.JPG
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from options import count, positive
+from utils import InputError, atomic_path, run_cli
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dataset import Entry
+
+GAP = 4  # pixels between two panels, and three times as many between two examples
+COLUMNS = ("image", "mask", "anomaly map")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder of test.py --vis")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--examples", type=positive, default=3, help="images per class, chosen by the seed (3)")
+    choice.add_argument("--images", nargs="+", metavar="PATH", help="these images, as meta.json names them")
+    parser.add_argument("--seed", type=count, default=111)
+    parser.add_argument("--panel_size", type=positive, default=160, help="side of a panel in pixels (160)")
+    parser.add_argument("--output", type=Path, default=Path("results/figure4.png"), help="PNG (results/figure4.png)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.output.suffix.lower() != ".png":
+        raise InputError(f"--output {args.output} is no name of a PNG; let it end in .png")
+    rows, runs = [], {run: read_run(run) for run in args.runs}
+    names = [name for name, _ in runs.values()]
+    for run, (name, entries) in runs.items():
+        prefix = "" if len(runs) == 1 else f"{name if names.count(name) == 1 else run}\n"
+        for class_name in dict.fromkeys(entry.class_name for entry in entries):
+            of_class = [entry for entry in entries if entry.class_name == class_name]
+            if args.images:
+                chosen = sorted((entry for entry in of_class if entry.image_path in args.images), key=normal_last)
+            else:
+                chosen = choose(of_class, args.examples, f"{args.seed} {name} {class_name}")
+            if chosen:
+                rows.append((prefix + class_name, [split_picture(run, entry) for entry in chosen]))
+    tested = {entry.image_path for _, entries in runs.values() for entry in entries}
+    unknown = [path for path in args.images or [] if path not in tested]
+    if unknown:
+        raise InputError(f"--images {unknown[0]}: not among the tested images; name them as meta.json does")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    sheet = compose(rows, args.panel_size)
+    with atomic_path(args.output) as temporary:
+        sheet.save(temporary, format="png")
+    print(f"wrote {args.output}: {len(rows)} classes, {sum(len(examples) for _, examples in rows)} images")
+
+
+def read_run(run: Path) -> tuple[str, list[Entry]]:
+    """Name of the tested data set and its entries; InputError if the run is not finished or has no pictures."""
+    from dataset import read_entries
+
+    if not (run / "vis").is_dir():
+        raise InputError(f"{run}: has no vis folder; make it with test.py --vis --save_path {run}")
+    try:
+        record = json.loads((run / "args.json").read_text(encoding="utf-8"))
+        name, split, root = record["dataset"], record["split"], record["arguments"]["data_path"]
+        finished = (run / "metrics.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        finished = False
+    if not finished:
+        raise InputError(f"{run}: is no finished run of test.py (args.json, metrics.json); run the test again")
+    entries = read_entries(root, split)
+    if not entries:
+        raise InputError(f"{run}: the meta.json of {root} has no images in its {split} split any more; test it again")
+    return name, entries
+
+
+def choose(entries: list[Entry], number: int, seed: str) -> list[Entry]:
+    """At most `number` entries of a class, chosen at random, anomalous ones first; the same for the same seed."""
+    stream = random.Random(seed)
+    return sorted(stream.sample(entries, len(entries)), key=normal_last)[:number]
+
+
+def normal_last(entry: Entry) -> int:
+    """Sorting key: anomalous entries first, otherwise in the given order."""
+    return -entry.label
+
+
+def split_picture(run: Path, entry: Entry) -> list[Image.Image | None]:
+    """Image, mask (None: the data set has none) and anomaly map of one entry, from the picture that test.py wrote."""
+    from dataset import load_image
+
+    path = (run / "vis" / entry.image_path).with_suffix(".png")
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; run test.py --vis --save_path {run} again")
+    picture = load_image(path)
+    side = picture.height
+    if picture.width not in (2 * side, 3 * side):
+        raise InputError(f"{path}: is no picture of test.py, {picture.width} x {side}; run test.py --vis again")
+    panels = [picture.crop((left, 0, left + side, side)) for left in range(0, picture.width, side)]
+    return panels if len(panels) == 3 else [panels[0], None, panels[1]]
+
+
+def compose(rows: list[tuple[str, list[list[Image.Image | None]]]], side: int) -> Image.Image:
+    """One sheet of all rows; a row is a label and triples of panels (see `split_picture`).
+
+    R rows of at most N triples, with panels of P pixels, take N (3 P + 5 GAP) x R (P + GAP) pixels right of the labels
+    and below the line with the names of the columns. The column of masks is left out if no row has any.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = [i for i in range(3) if i != 1 or any(triple[1] for _, triples in rows for triple in triples)]
+    font = ImageFont.load_default(max(10, side // 10))
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    header = int(2 * font.size)
+    left = max(int(measure.multiline_textbbox((0, 0), label, font)[2]) for label, _ in rows) + 4 * GAP
+    step, pitch = side + GAP, len(columns) * (side + GAP) + 2 * GAP
+    number = max(len(triples) for _, triples in rows)
+    sheet = Image.new("RGB", (left + number * pitch, header + len(rows) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for example in range(number):
+        for place, column in enumerate(columns):
+            middle = left + example * pitch + place * step + side // 2
+            draw.text((middle, header // 2), COLUMNS[column], "black", font, anchor="mm")
+    for row, (label, triples) in enumerate(rows):
+        top = header + row * step
+        draw.multiline_text((2 * GAP, top + side // 2), label, "black", font, anchor="lm")
+        for example, triple in enumerate(triples):
+            for place, column in enumerate(columns):
+                corner = (left + example * pitch + place * step, top)
+                panel = triple[column]
+                if panel is None:
+                    draw.rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), "lightgrey")
+                    draw.text((corner[0] + side // 2, top + side // 2), "no mask", "dimgrey", font, anchor="mm")
+                else:
+                    sheet.paste(panel.resize((side, side), Image.Resampling.LANCZOS), corner)
+    return sheet
+
+
+if __name__ == "__main__":
+    run_cli(main)
