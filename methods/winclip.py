@@ -1,0 +1,146 @@
+"""WinCLIP (Jeong et al., CVPR 2023): CLIP's class token on small windows of patches against a hand-written ensemble.
+
+Nothing is trained. Zero-shot by default; with --k_shot K also compared with K normal images of the class (WinCLIP+).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+
+from AnomalyCLIP_lib.dpam import embed, run_block
+from AnomalyCLIP_lib.similarity import class_probabilities, upsample
+from methods._base import Base
+from prompt_ensemble import NORMAL_STATES, WINCLIP_ABNORMAL_STATES, WINCLIP_TEMPLATES
+from utils import InputError
+
+SETTINGS = {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": None}
+TESTING = {"sigma": 0.0, "k_shot": 0}
+
+SCALES = (2, 3)  # sides of the square windows in patches
+CHUNK = 4096  # tokens that run through the tower together: bounds memory and still fills the matrix products
+
+
+class Method(Base):
+    """See `Base`; features, of windows at every place of the grid and of the whole image, none of them normalised.
+
+    image_features (B, D); window_features_2 and window_features_3 (B, W, D), W = (G - 1)^2 and (G - 2)^2;
+    patch_tokens (B, G*G, width), which only few-shot reads.
+    """
+
+    def __init__(self, model, settings: dict) -> None:
+        super().__init__(model, settings)
+        self.num_references = settings.get("k_shot", 0)
+        if model.grid < max(SCALES):
+            raise InputError(f"image_size {model.image_size} is {model.grid} patches wide; WinCLIP's windows need 3")
+        self.text_features: dict[str, torch.Tensor] = {}
+        self.references: dict[str, dict[str, torch.Tensor]] = {}
+
+    def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        visual, grid = self.model.clip.visual, (self.model.grid, self.model.grid)
+        features = {}
+        with self.model.autocast():
+            tokens = embed(visual, self.model.normalize(images))
+            for size in SCALES:
+                windows = window_indices(grid, size).to(tokens.device)
+                features[f"window_features_{size}"] = window_features(visual, tokens, windows)
+            for block in visual.transformer.resblocks:
+                tokens = run_block(block, tokens)
+            tokens = visual.ln_post(tokens)
+            features |= {"image_features": tokens[:, 0] @ visual.proj, "patch_tokens": tokens[:, 1:]}
+        return {name: values.float() for name, values in features.items()}
+
+    def set_classes(self, class_names: list[str]) -> None:
+        for name in class_names:
+            means = [self.model.encode_text(texts).mean(dim=0) for texts in prompts(name)]
+            self.text_features[name] = torch.stack(means)
+
+    def set_references(self, class_name: str, features: dict[str, torch.Tensor]) -> None:
+        local = (name for name in features if name != "image_features")
+        self.references[class_name] = {name: features[name].flatten(0, 1) for name in local}
+
+    def predict(self, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, maps = self.language_guided(features, self.text_features[class_name])
+        if self.num_references:
+            vision_maps = self.vision_guided(features, self.references[class_name])
+            scores, maps = (scores + vision_maps.amax(dim=(1, 2))) / 2, (maps + vision_maps) / 2
+        return scores, upsample(maps.unsqueeze(1), self.model.image_size).squeeze(1)
+
+    def language_guided(
+        self, features: dict[str, torch.Tensor], text_features: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Zero-shot scores (B,) and maps (B, G, G): harmonic mean of the image's score and of both scales' maps."""
+        scores = class_probabilities(features["image_features"], text_features)[:, 1]
+        inverse = 1 / scores[:, None, None]
+        for size in SCALES:
+            abnormal = class_probabilities(features[f"window_features_{size}"], text_features)[..., 1]
+            inverse = inverse + 1 / self.map_of_windows(abnormal, size)
+        return scores, (1 + len(SCALES)) / inverse
+
+    def vision_guided(self, features: dict[str, torch.Tensor], references: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Few-shot maps (B, G, G): mean of the associations of patches and of both scales' windows."""
+        maps = [association(features["patch_tokens"], references["patch_tokens"]).unflatten(1, (self.model.grid, -1))]
+        for size in SCALES:
+            name = f"window_features_{size}"
+            maps.append(self.map_of_windows(association(features[name], references[name]), size))
+        return torch.stack(maps).mean(dim=0)
+
+    def map_of_windows(self, scores: torch.Tensor, size: int) -> torch.Tensor:
+        """`harmonic_map` on the model's grid."""
+        return harmonic_map(scores, (self.model.grid, self.model.grid), size)
+
+
+def prompts(class_name: str) -> tuple[list[str], list[str]]:
+    """147 normal and 84 abnormal prompts of a class, states outer, templates inner; underscores stay."""
+    normal, abnormal = (
+        [template.format(state.format(class_name)) for state in states for template in WINCLIP_TEMPLATES]
+        for states in (NORMAL_STATES, WINCLIP_ABNORMAL_STATES)
+    )
+    return normal, abnormal
+
+
+def window_indices(grid: tuple[int, int], size: int, stride: int = 1) -> torch.Tensor:
+    """Patches (W, size * size) of the square windows of a grid (rows, columns); both in row-major order."""
+    patches = torch.arange(grid[0] * grid[1]).view(grid)
+    return patches.unfold(0, size, stride).unfold(1, size, stride).flatten(2).flatten(0, 1)
+
+
+def window_features(visual: VisionTransformer, tokens: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """Image features of windows that see nothing but their own patches (and the class token).
+
+    Positions are those of the whole grid. The method takes the windows before ln_pre; that is a norm of each token, so
+    after it they are the same.
+
+    Args:
+        tokens: (B, 1 + N, width), as they enter the first block.
+        windows: (W, n), patches of each window.
+
+    Returns:
+        (B, W, D): class token after the last block, ln_post, proj.
+    """
+    *blocks, last = visual.transformer.resblocks
+    indices = F.pad(windows + 1, (1, 0))  # the class token comes first
+    class_tokens = []
+    for x in tokens[:, indices].flatten(0, 1).split(max(1, CHUNK // indices.shape[1])):
+        for block in blocks:
+            x = run_block(block, x)
+        class_tokens.append(run_block(last, x, class_token_only=True)[:, 0])
+    return (visual.ln_post(torch.cat(class_tokens)) @ visual.proj).unflatten(0, (len(tokens), -1))
+
+
+def harmonic_map(scores: torch.Tensor, grid: tuple[int, int], size: int, stride: int = 1) -> torch.Tensor:
+    """Harmonic mean (B, rows, columns) for each patch of the scores (B, W) of the windows it lies in.
+
+    A score of 0 gives 0, as does a patch in no window.
+    """
+    inverse = (1 / scores).unsqueeze(1).expand(-1, size * size, -1)
+    count = F.fold(torch.ones_like(inverse[:1]), grid, size, stride=stride)
+    return (count / F.fold(inverse, grid, size, stride=stride)).nan_to_num(0).squeeze(1)
+
+
+def association(features: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """min over references (R, d) of (1 - cos) / 2 for features (B, N, d): (B, N) in [0, 1]."""
+    features, references = F.normalize(features, dim=-1), F.normalize(references, dim=-1)
+    nearest = torch.stack([(image @ references.T).amax(dim=-1) for image in features])  # one image: (N, R) in memory
+    return ((1 - nearest) / 2).clamp(min=0)  # rounding takes cos beyond 1, and harmonic means bear no negative numbers
