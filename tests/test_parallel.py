@@ -26,8 +26,8 @@ def torchrun(script: str, *arguments) -> list[str]:
 
 
 def test_two_processes_give_the_numbers_of_one(data, tmp_path, monkeypatch):
-    # 12 images in batches of 5: shares of 3 and 2 images, and a last batch of 2. Adam's first steps depend on the sign of
-    # gradients alone, also of those that are mere rounding; small steps keep that out of the comparison.
+    # 12 images in batches of 5: shares of 3 and 2 images, and a last batch of 2. Adam's first steps depend on the sign
+    # of gradients alone, also of those that are mere rounding; small steps keep that out of the comparison.
     common = ("--train_data_path", data, "--epoch", 2, "--batch_size", 5, "--cache", "none", *QUICK)
     common += ("--learning_rate", 1e-4)
     assert run(monkeypatch, "train", *common, "--save_path", tmp_path / "one") == 0
