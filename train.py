@@ -74,6 +74,7 @@ def train(args: argparse.Namespace) -> None:
         logger.warning("%s", warning)
     if first_epoch > epochs:
         logger.info("nothing left to train: %s is there", folder / f"epoch_{first_epoch - 1}.pth")
+        parallel.stop()
         return
 
     if args.compile:

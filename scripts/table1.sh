@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Table 1 of the paper, industrial data sets: bash scripts/table1.sh [VARIANT...]
+# MVTec AD is tested after training on VisA, all others after training on MVTec AD. scripts/tables.sh has the variables.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment
+source scripts/tables.sh
+
+data_sets mvtec visa mpdd btad sdd dagm dtd
+clip_baselines # clip, clip_ac, winclip
+vand vand
+coop
+learned_prompts anomalyclip
+show table1

@@ -1,0 +1,236 @@
+# Sourced by the table and figure scripts, after environment.sh: the runs, shared by all tables that need them.
+#
+# A VARIANT is a method with its flags. Its results are RESULTS/VARIANT/seedN/DATASET/metrics.json, its trainings
+# CHECKPOINTS/VARIANT/trained_on_DATASET/seedN/. What is finished is not repeated, what was interrupted goes on, and
+# data sets that are not there are named and left out. Variables, with their defaults:
+#
+#   DATA_ROOT=data               where the data sets are, each in DATA_ROOT/KEY
+#   SEEDS=111                    seeds of the trainings; several ("111 112 113") give mean and standard deviation
+#   RESULTS=results/tables, CHECKPOINTS=checkpoints/tables
+#   MODEL_FLAGS=                 backbone of all methods but WinCLIP, such as "--pretrained ViT-L-14-336px.pt"
+#   WINCLIP_FLAGS=               backbone of WinCLIP
+#   ANOMALYCLIP_FLAGS, ANOMALYCLIP_TRAINING   the paper's settings, see below; other backbones have other blocks
+#   MACHINE_FLAGS=               what results do not depend on, such as "--device cuda:1 --num_workers 8"
+#   DATA_SETS=, AUXILIARY=       sets to test instead of the table's, and the set to train on instead of the paper's
+#   LAUNCHER=                    "-m torch.distributed.run --nproc_per_node 4" takes four GPUs
+#   READER_FLAGS=                of scripts/read_results.py, such as --no_paper
+#
+# The scripts' arguments are the variants to run, all if there are none. Run one script at a time in a RESULTS folder.
+
+DATA_ROOT=${DATA_ROOT:-data}
+SEEDS=${SEEDS:-111}
+RESULTS=${RESULTS:-results/tables}
+CHECKPOINTS=${CHECKPOINTS:-checkpoints/tables}
+MODEL_FLAGS=${MODEL_FLAGS:-}
+WINCLIP_FLAGS=${WINCLIP_FLAGS:-}
+ANOMALYCLIP_FLAGS=${ANOMALYCLIP_FLAGS---features_list 24 --image_size 518}
+ANOMALYCLIP_TRAINING=${ANOMALYCLIP_TRAINING---batch_size 8 --epoch 15 --depth 9 --n_ctx 12 --t_n_ctx 4}
+MACHINE_FLAGS=${MACHINE_FLAGS:-}
+DATA_SETS=${DATA_SETS:-}
+AUXILIARY=${AUXILIARY:-}
+LAUNCHER=${LAUNCHER:-}
+READER_FLAGS=${READER_FLAGS:-}
+UNTRAINED_SEED=111 # methods without training give the same result for every seed and are run once
+
+ONLY="$*"    # variants asked for
+KNOWN=       # variants of this script
+READY=       # data sets that can be used
+MVTEC_FLAGS= # for trainings on MVTec AD alone
+FAILED=      # what ended with an error, one line each
+
+trap 'exit 130' INT # or the next run would begin
+
+case " $ONLY" in
+    *" -"*)
+        echo "error: the arguments are variants, not flags ($ONLY); for flags see MODEL_FLAGS in scripts/tables.sh" >&2
+        exit 2
+        ;;
+esac
+
+# data_sets KEY...: the data sets of this table; names those that are not there.
+data_sets() {
+    local key
+    TESTED=
+    for key in ${DATA_SETS:-$*}; do
+        if data_ready "$key"; then TESTED="$TESTED $key"; else echo "skipped: $key ($REASON)"; fi
+    done
+}
+
+# data_ready KEY: whether a data set can be used, with its meta.json made if need be; if not, REASON says why.
+data_ready() {
+    local root=$DATA_ROOT/$1 generator=generate_dataset_json/$1.py
+    case " $READY " in *" $1 "*) return 0 ;; esac
+    if [ "$1" = colondb_train ] && [ ! -f "$root/meta.json" ]; then
+        REASON="no $root/meta.json; make it with $generator"
+        return 1
+    fi
+    if [ ! -d "$root" ]; then
+        REASON="no folder $root"
+        return 1
+    fi
+    if [ ! -f "$root/meta.json" ]; then
+        if [ ! -f "$generator" ]; then
+            REASON="no $root/meta.json; make it with generate_dataset_json/custom.py"
+            return 1
+        fi
+        if ! "$PYTHON" "$generator" --root "$root"; then
+            REASON="$generator cannot read $root, see above"
+            return 1
+        fi
+    fi
+    READY="$READY $1"
+}
+
+# auxiliary_of KEY: what is trained on to test this data set.
+auxiliary_of() {
+    if [ -n "$AUXILIARY" ]; then echo "$AUXILIARY"; elif [ "$1" = mvtec ]; then echo visa; else echo mvtec; fi
+}
+
+metrics_of() {
+    case $1 in
+        headct | brainmri | br35h | covid19) echo image-level ;;
+        isic | colondb | clinicdb | kvasir | endo | tn3k) echo pixel-level ;;
+        *) echo image-pixel-level ;;
+    esac
+}
+
+# The methods of the paper, each with the flags that it shares with its variants.
+
+clip_baselines() {
+    untrained clip --method clip $MODEL_FLAGS
+    untrained clip_ac --method clip_ac $MODEL_FLAGS
+    untrained winclip --method winclip $WINCLIP_FLAGS
+}
+
+# vand VARIANT: as its authors trained it, 3 epochs on MVTec AD, 15 on other sets.
+vand() { MVTEC_FLAGS="--epoch 3" trained "$1" --method vand $MODEL_FLAGS; }
+
+coop() { trained coop --method coop $MODEL_FLAGS; }
+
+# learned_prompts VARIANT [FLAG...]: AnomalyCLIP, differing by the flags.
+learned_prompts() {
+    local variant=$1
+    shift
+    trained "$variant" --method anomalyclip $ANOMALYCLIP_FLAGS $ANOMALYCLIP_TRAINING $MODEL_FLAGS "$@"
+}
+
+# hand_written_prompts VARIANT KIND [FLAG...]: AnomalyCLIP's features with prompts that are not trained.
+hand_written_prompts() {
+    local variant=$1 kind=$2
+    shift 2
+    untrained "$variant" --method anomalyclip $ANOMALYCLIP_FLAGS $MODEL_FLAGS --prompt "$kind" "$@"
+}
+
+# untrained VARIANT FLAG...: test a method that is not trained on all data sets.
+untrained() {
+    local variant=$1 key
+    shift
+    asked_for "$variant" || return 0
+    for key in $TESTED; do
+        run_test "$variant" "$UNTRAINED_SEED" "$key" "$*" "$@"
+    done
+}
+
+# trained VARIANT FLAG...: train a method (flags are train.py's), once per auxiliary data set and seed, and test it.
+trained() {
+    local variant=$1 auxiliary seed key keys flags description
+    shift
+    asked_for "$variant" || return 0
+    for auxiliary in ${AUXILIARY:-mvtec visa}; do
+        flags=$*
+        [ "$auxiliary" != mvtec ] || flags="$flags${MVTEC_FLAGS:+ $MVTEC_FLAGS}"
+        description="$flags, trained on $auxiliary"
+        for seed in $SEEDS; do
+            keys=
+            for key in $TESTED; do
+                [ "$(auxiliary_of "$key")" = "$auxiliary" ] || continue
+                is_finished "$(result_of "$variant" "$seed" "$key")" "$description" || keys="$keys $key"
+            done
+            [ -n "$keys" ] || continue
+            if ! run_training "$variant" "$seed" "$auxiliary" "$flags"; then
+                echo "skipped: $variant on$keys ($REASON)"
+                continue
+            fi
+            for key in $keys; do
+                run_test "$variant" "$seed" "$key" "$description" --checkpoint_path "$CHECKPOINT"
+            done
+        done
+    done
+}
+
+asked_for() {
+    KNOWN="$KNOWN $1"
+    case " ${ONLY:-$1} " in *" $1 "*) return 0 ;; *) return 1 ;; esac
+}
+
+result_of() { echo "$RESULTS/$1/seed$2/$3/metrics.json"; }
+
+# is_finished FILE FLAGS: whether a run left this file; one that left it with other flags ends the script.
+is_finished() {
+    local folder=${1%/*}
+    [ -f "$1" ] || return 1
+    if [ -f "$folder/flags.txt" ] && [ "$(cat "$folder/flags.txt")" != "$2" ]; then
+        echo "error: $folder was made with other flags ($(cat "$folder/flags.txt")) than now ($2);" \
+            "remove it, or set RESULTS and CHECKPOINTS to other folders" >&2
+        exit 2
+    fi
+}
+
+# run_training VARIANT SEED AUXILIARY FLAGS: train if that is not done; CHECKPOINT is then the last one.
+run_training() {
+    local variant=$1 seed=$2 auxiliary=$3 flags=$4 folder=$CHECKPOINTS/$1/trained_on_$3/seed$2
+    if ! is_finished "$folder/flags.txt" "$flags"; then
+        if ! data_ready "$auxiliary"; then
+            REASON="nothing to train on: $REASON"
+            return 1
+        fi
+        attempt "training $variant on $auxiliary, seed $seed" \
+            "$PYTHON" $LAUNCHER train.py --dataset "$auxiliary" --train_data_path "$DATA_ROOT/$auxiliary" \
+            --save_path "$folder" --seed "$seed" --resume $flags $MACHINE_FLAGS || return 1
+        echo "$flags" >"$folder/flags.txt"
+    fi
+    CHECKPOINT=$folder/epoch_$(ls "$folder" | sed -n 's/^epoch_\([0-9]*\)\.pth$/\1/p' | sort -n | tail -n 1).pth
+}
+
+# run_test VARIANT SEED KEY DESCRIPTION FLAG...: test one data set if that is not done.
+run_test() {
+    local variant=$1 seed=$2 key=$3 description=$4 file
+    file=$(result_of "$variant" "$seed" "$key")
+    shift 4
+    ! is_finished "$file" "$description" || return 0
+    attempt "testing $variant on $key, seed $seed" \
+        "$PYTHON" $LAUNCHER test.py --dataset "$key" --data_path "$DATA_ROOT/$key" --save_path "${file%/*}" \
+        --metrics "$(metrics_of "$key")" --seed "$seed" "$@" $MACHINE_FLAGS || return 0
+    echo "$description" >"${file%/*}/flags.txt"
+}
+
+# attempt WHAT COMMAND...: run it; a failure is remembered for the end, only an interruption ends the script.
+attempt() {
+    local what=$1 status=0
+    shift
+    echo "$what"
+    "$@" || status=$?
+    [ "$status" -ne 130 ] || exit 130
+    [ "$status" -ne 0 ] || return 0
+    REASON="$what failed"
+    FAILED="$FAILED  $what (exit code $status)
+"
+    return 1
+}
+
+# show TABLE: print the table, write it into RESULTS, and say what went wrong.
+show() {
+    local variant
+    for variant in $ONLY; do
+        case " $KNOWN " in *" $variant "*) continue ;; esac
+        echo "error: $1 has no variant $variant; give some of:$KNOWN" >&2
+        exit 2
+    done
+    mkdir -p "$RESULTS"
+    echo
+    "$PYTHON" scripts/read_results.py "$1" --results "$RESULTS" ${DATA_SETS:+--data_sets $DATA_SETS} $READER_FLAGS
+    [ -z "$FAILED" ] || {
+        printf 'error: not everything could be run, see the messages above:\n%s' "$FAILED" >&2
+        exit 1
+    }
+}
