@@ -48,6 +48,18 @@ def encode(method: Base, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: torch.cat([features[name] for features in encoded]).float() for name in encoded[0]}
 
 
+def predict(method: Base, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (B,) and maps (B, S, S) of images of a class from their features; on the CPU one by one, as `encode`."""
+    batch = len(next(iter(features.values())))
+    size = 1 if method.model.device.type == "cpu" else batch
+    with torch.no_grad():
+        parts = [
+            method.predict({name: values[start : start + size] for name, values in features.items()}, class_name)
+            for start in range(0, batch, size)
+        ]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([maps for _, maps in parts])
+
+
 class Features:
     """Batches of features, masks and labels of a data set, in any order.
 

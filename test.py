@@ -42,7 +42,7 @@ def test(args: argparse.Namespace) -> None:
 
     from AnomalyCLIP_lib.similarity import smooth
     from dataset import AnomalyDataset
-    from features import open_features
+    from features import encode, open_features, predict
 
     checkpoint = read_checkpoint(args.checkpoint_path, args.method) if args.checkpoint_path else None
     settings, testing = settings_from(args, "TESTING", checkpoint)
@@ -91,15 +91,14 @@ def test(args: argparse.Namespace) -> None:
             progress.update(len(part))
             continue
         if references:
-            (batch,) = references[class_name].batches(torch.arange(method.num_references), method.num_references)
-            method.set_references(class_name, batch["features"])
+            images = torch.stack([item["image"] for item in references[class_name]])
+            method.set_references(class_name, encode(method, images.to(device)))
         side, paths = model.image_size, [data.path(data.entries[i].image_path) for i in part]
         if parallel.is_main():
             scores, labels = np.empty(len(part), np.float32), np.array([data.entries[i].label for i in part])
             maps, masks = np.empty((len(part), side, side), args.map_dtype), np.empty((len(part), side, side), bool)
         for batch in features.batches(part, args.batch_size):
-            with torch.no_grad():
-                batch_scores, batch_maps = method.predict(batch["features"], class_name)
+            batch_scores, batch_maps = predict(method, batch["features"], class_name)
             own = batch_scores.float().cpu(), smooth(batch_maps, testing["sigma"]), batch["mask"].cpu() > 0
             for rows, own_scores, own_maps, own_masks in parallel.gather_to_main((batch["rows"], *own)):
                 rows, count = rows.numpy(), len(rows)
@@ -143,11 +142,10 @@ def what_is_tested(settings: dict) -> str:
 
 
 def draw_references(args: argparse.Namespace, method, data) -> dict:
-    """For each class the features of `num_references` normal images of its train split, drawn by --seed (few-shot)."""
+    """For each class a data set of `num_references` normal images of its train split, drawn by --seed (few-shot)."""
     import torch
 
     from dataset import AnomalyDataset
-    from features import Features
 
     model, count = method.model, method.num_references
     drawn = {}
@@ -164,7 +162,7 @@ def draw_references(args: argparse.Namespace, method, data) -> dict:
             )
         order = torch.randperm(len(train.entries), generator=torch.Generator().manual_seed(args.seed))[:count]
         train.entries = [train.entries[i] for i in order]
-        drawn[class_name] = Features(method, train)
+        drawn[class_name] = train
     return drawn
 
 

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 import torch
+from test_methods import add_train_split
 from test_scripts import QUICK, ROOT, check_error, make_data, run
 
 import parallel
@@ -17,7 +18,7 @@ import parallel
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
+    return add_train_split(make_data(tmp_path_factory.mktemp("data")))
 
 
 def torchrun(script: str, *arguments) -> list[str]:
@@ -41,12 +42,18 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path, monkeypatch):
     assert (tmp_path / "two" / "log.txt").read_text().count("epoch 1/2") == 1
 
     common = ("--data_path", data, "--checkpoint_path", tmp_path / "one" / "epoch_2.pth", "--batch_size", 4)
+    check_test(tmp_path / "trained", monkeypatch, *common)
+    few_shot = ("--method", "winclip", "--k_shot", 1, "--model", "tiny", "--batch_size", 5)
+    check_test(tmp_path / "few_shot", monkeypatch, "--data_path", data, *few_shot)
+
+
+def check_test(folder, monkeypatch, *common):
     common += ("--num_workers", 0, "--device", "cpu")
-    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "tested_by_one") == 0
-    two = torchrun("test", *common, "--save_path", tmp_path / "tested_by_two")
+    assert run(monkeypatch, "test", *common, "--save_path", folder / "tested_by_one") == 0
+    two = torchrun("test", *common, "--save_path", folder / "tested_by_two")
     done = subprocess.run(two, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / f"tested_by_{name}" / "metrics.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((folder / f"tested_by_{name}" / "metrics.json").read_text()) for name in ("one", "two"))
     assert one["classes"].keys() == two["classes"].keys()
     for class_name, metrics in one["classes"].items():
         assert two["classes"][class_name] == pytest.approx(metrics, abs=1e-6)

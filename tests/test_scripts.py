@@ -197,11 +197,11 @@ def test_killed_training_resumes_to_the_same_checkpoint(data, trained, tmp_path,
 def test_an_interrupted_test_goes_on_with_the_next_class(data, trained, tmp_path, monkeypatch, capsys):
     common = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0, "--batch_size", 2)
     assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "straight") == 0
-    predict, batches = Method.predict, []
+    predict, images = Method.predict, []
 
     def counted(*arguments):
-        batches.append(1)
-        if len(batches) == 5:  # in the second class of three batches each
+        images.append(1)
+        if len(images) == 9:  # in the second class of six images each
             raise KeyboardInterrupt
         return predict(*arguments)
 
@@ -209,7 +209,7 @@ def test_an_interrupted_test_goes_on_with_the_next_class(data, trained, tmp_path
     assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 130
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 0
-    assert len(batches) == 5 + 3 and "metal_nut: finished before" in capsys.readouterr().out
+    assert len(images) == 9 + 6 and "metal_nut: finished before" in capsys.readouterr().out
     straight, stopped = ((tmp_path / name / "metrics.json").read_bytes() for name in ("straight", "stopped"))
     assert straight == stopped and not (tmp_path / "stopped" / "finished_classes.json").exists()
 
