@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from dataset import AnomalyDataset
 
 
-class Base(nn.Module):
+class Base(nn.Module, ABC):
     """A row of the paper's tables. `methods/anomalyclip.py` is the model to follow.
 
     Args:
@@ -67,9 +68,9 @@ class Base(nn.Module):
         keys = ("image_size", "features_list", "dpam_layer", "dpam_mode")
         return {"encoder": type(self).__module__} | {key: self.settings[key] for key in keys if key in self.settings}
 
+    @abstractmethod
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Frozen features of normalised images (B, 3, S, S), each (B, ...): the part that can be cached."""
-        raise NotImplementedError
 
     # training
 
@@ -117,14 +118,14 @@ class Base(nn.Module):
                 raise InputError(f"the checkpoint does not fit this model: {key} is {shape}, not {wanted}")
         self.learner.load_state_dict(state)
 
+    @abstractmethod
     def set_classes(self, class_names: list[str]) -> None:
         """Compute once what depends on the class names alone, such as their text features; without gradients."""
-        raise NotImplementedError
 
     def set_references(self, class_name: str, features: dict[str, torch.Tensor]) -> None:
         """Remember features of `num_references` normal images of a class."""
         raise NotImplementedError
 
+    @abstractmethod
     def predict(self, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (B,) and maps (B, S, S), before any Gaussian filter, of images of one class; without gradients."""
-        raise NotImplementedError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 
 from AnomalyCLIP_lib.similarity import anomaly_map, class_probabilities
@@ -40,9 +42,9 @@ class ClipRow(Base):
             image_features = patch_features[layers.index(last)][:, 0]
         return {"image_features": image_features, "patch_features": torch.stack(patch_features[: len(tapped)], dim=1)}
 
+    @abstractmethod
     def text_features_of(self, class_names: list[str]) -> torch.Tensor:
         """Text features (C, 2, D) of classes, normal and abnormal, any length of vector."""
-        raise NotImplementedError
 
     def spelled(self, class_names: list[str]) -> list[str]:
         """Class names as they stand in hand-written prompts: with spaces for underscores unless --keep_underscores."""
