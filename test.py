@@ -113,6 +113,7 @@ def test(args: argparse.Namespace) -> None:
             if args.vis:
                 draw(folder / "vis", data.root, paths, masks, maps)
             write_json(finished, {"key": key, "classes": results})
+            del maps, masks  # before the next class takes its own
     progress.close()
 
     if parallel.is_main():

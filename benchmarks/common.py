@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def matrix_product_rate(seconds: float = 2.0, side: int = 2048) -> float:
     """Best rate of a square float32 matrix product on this machine, FLOP/s."""
+    import torch
+
     a, b, best = torch.randn(side, side), torch.randn(side, side), 0.0
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -61,6 +61,8 @@ def peak_memory() -> float:
 
 def machine() -> dict[str, object]:
     """What the figures were measured on."""
+    import torch
+
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),

@@ -6,12 +6,7 @@ python benchmarks/inference.py --small    # a small tower, under a minute
 
 import argparse
 
-import torch
 from common import alternate, finish, matrix_product_rate, net_peak_memory
-from open_clip import CLIP, SimpleTokenizer
-from plain import detect as plain_detect
-
-from AnomalyCLIP_lib import AnomalyCLIP
 
 FULL = {"width": 1024, "layers": 24, "image_size": 336, "patch_size": 14}
 
@@ -35,6 +30,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="width 256, 12 blocks, 252 px")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each path; the best counts")
     args = parser.parse_args()
+
+    import torch
+    from open_clip import CLIP, SimpleTokenizer
+    from plain import detect as plain_detect
+
+    from AnomalyCLIP_lib import AnomalyCLIP
+
     vision = FULL | ({"width": 256, "layers": 12} if args.small else {})
     side, dpam_layer = (252, 11) if args.small else (518, 20)
     torch.manual_seed(0)

@@ -9,14 +9,12 @@ import tracemalloc
 
 import numpy as np
 from common import alternate, finish, matrix_product_rate, peak_memory
-from scipy import ndimage
-from sklearn.metrics import auc, roc_auc_score
-
-from metrics import pixel_aupro, pixel_aupro_exact, pixel_auroc
 
 
 def random_maps(count: int, side: int, regions: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Masks (bool) with discs and maps (float32) that are higher there; both (count, side, side)."""
+    from scipy import ndimage
+
     stream = np.random.RandomState(seed)
     rows, columns = np.mgrid[:side, :side]
     masks, maps = np.zeros((count, side, side), bool), np.empty((count, side, side), np.float32)
@@ -33,6 +31,9 @@ def random_maps(count: int, side: int, regions: int = 3, seed: int = 0) -> tuple
 
 def plain_aupro(masks: np.ndarray, maps: np.ndarray) -> float:
     """The released procedure: at each of 200 thresholds every mask is labelled and every region compared again."""
+    from scipy import ndimage
+    from sklearn.metrics import auc
+
     lowest, highest = maps.min(), maps.max()
     fprs, pros = [], []
     for threshold in np.arange(lowest, highest, (highest - lowest) / np.float32(200)):
@@ -53,6 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a few seconds instead of a minute")
     small = parser.parse_args().small
+
+    from sklearn.metrics import roc_auc_score
+
+    from metrics import pixel_aupro, pixel_aupro_exact, pixel_auroc
+
     count, side = (10, 260) if small else (40, 518)
     masks, maps = random_maps(count, side)
     print(f"{count} maps of {side} x {side}, 3 regions each, {100 * masks.mean():.1f} % anomalous")

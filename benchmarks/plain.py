@@ -84,3 +84,52 @@ def loss(text_features, image_features, taps, labels: torch.Tensor, masks: torch
             overlap, size = (prob * target).sum(dim=(1, 2)), (prob.sum(dim=(1, 2)) + target.sum(dim=(1, 2)))
             total = total + 4 * (1 - (2 * overlap + 1) / (size + 1)).mean()
     return total
+
+
+def run_blocks(visual, x: torch.Tensor) -> torch.Tensor:
+    """All blocks on tokens (B, N, width), attention written out; class feature (B, D)."""
+    x = visual.ln_pre(x)
+    for block in visual.transformer.resblocks:
+        qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        q, k, v = (part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        x = x + attention(block, q, k, v)
+        x = x + block.mlp(block.ln_2(x))
+    return visual.ln_post(x[:, 0]) @ visual.proj
+
+
+def harmonic_mean(scores: list[float], windows: list[list[int]], patches: int) -> torch.Tensor:
+    """For each patch the harmonic mean of the scores of the windows it lies in."""
+    means = []
+    for patch in range(patches):
+        inverse = [1 / score for score, window in zip(scores, windows, strict=True) if patch in window]
+        means.append(len(inverse) / sum(inverse))
+    return torch.tensor(means)
+
+
+def detect_by_windows(clip, image: torch.Tensor, text_features: torch.Tensor, batched: bool):
+    """WinCLIP's score and map (S, S) of one image (1, 3, S, S); `batched`: all windows of a scale at once."""
+
+    def abnormal(features):
+        logits = F.normalize(features, dim=-1) @ F.normalize(text_features, dim=-1).T / 0.07
+        return logits.softmax(dim=-1)[:, 1]
+
+    visual = clip.visual
+    patches = visual.conv1(image)
+    side = patches.shape[-1]
+    tokens = torch.cat([visual.class_embedding.expand(1, 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+    tokens = tokens + visual.positional_embedding
+    score = abnormal(run_blocks(visual, tokens))
+    inverse = 1 / score.expand(side**2)
+    for size in (2, 3):
+        places = range(side - size + 1)
+        windows = [
+            [(row + down) * side + column + right for down in range(size) for right in range(size)]
+            for row in places
+            for column in places
+        ]
+        pieces = [tokens[:, [0, *(1 + patch for patch in window)]] for window in windows]
+        pieces = [torch.cat(pieces)] if batched else pieces
+        scores = abnormal(torch.cat([run_blocks(visual, piece) for piece in pieces]))
+        inverse = inverse + 1 / harmonic_mean(scores.tolist(), windows, side**2)
+    maps = (3 / inverse).view(1, 1, side, side)
+    return score[0], F.interpolate(maps, image.shape[-1], mode="bilinear")[0, 0]

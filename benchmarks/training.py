@@ -7,22 +7,21 @@ python benchmarks/training.py            # full size; about three minutes
 python benchmarks/training.py --small    # small towers, under a minute
 """
 
+from __future__ import annotations
+
 import argparse
 import copy
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from common import alternate, finish, matrix_product_rate, peak_memory
 from inference import FULL
-from open_clip import CLIP, SimpleTokenizer
-from plain import encode, encode_text, loss
 
-import features
-import methods
-from AnomalyCLIP_lib import AnomalyCLIP
-from methods.anomalyclip import Method
+if TYPE_CHECKING:
+    import torch
+
+    from methods.anomalyclip import Method
 
 IMAGES, EPOCHS, BATCH = 1725, 15, 8
 STEPS = -(-IMAGES // BATCH)
@@ -33,6 +32,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="towers of width 256, 252 px")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each path; the best counts")
     args = parser.parse_args()
+
+    import torch
+    from open_clip import CLIP, SimpleTokenizer
+    from plain import encode
+
+    import features
+    import methods
+    from AnomalyCLIP_lib import AnomalyCLIP
+    from methods.anomalyclip import Method
+
     vision = FULL | ({"width": 256, "layers": 12} if args.small else {})
     text = {"width": 256, "heads": 4, "layers": 12} if args.small else {"width": 768, "heads": 12, "layers": 12}
     side, dpam_layer, tapped = (252, 11, [12]) if args.small else (518, 20, [24])
@@ -84,6 +93,12 @@ def time_steps(method: Method, plain_learner, encoded: dict, folder: Path, round
 
     A step of ours reads the features of 8 images from a memory-mapped cache of 64, as training does.
     """
+    import numpy as np
+    import torch
+    from plain import encode_text, loss
+
+    import features
+
     side, count = method.model.image_size, 8 * BATCH
     stream = torch.Generator().manual_seed(1)
     arrays = {}

@@ -9,63 +9,12 @@ python benchmarks/winclip.py --small    # a small tower, seconds
 
 import argparse
 
-import open_clip
-import torch
-import torch.nn.functional as F
 from common import alternate, finish, matrix_product_rate
-from plain import attention
 
-from AnomalyCLIP_lib import AnomalyCLIP
-from methods.winclip import SCALES, SETTINGS, Method
+import methods
 
-
-def run_blocks(visual, x: torch.Tensor) -> torch.Tensor:
-    """All blocks on tokens (B, N, width), attention written out; class feature (B, D)."""
-    x = visual.ln_pre(x)
-    for block in visual.transformer.resblocks:
-        qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
-        q, k, v = (part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        x = x + attention(block, q, k, v)
-        x = x + block.mlp(block.ln_2(x))
-    return visual.ln_post(x[:, 0]) @ visual.proj
-
-
-def harmonic_mean(scores: list[float], windows: list[list[int]], patches: int) -> torch.Tensor:
-    """For each patch the harmonic mean of the scores of the windows it lies in."""
-    means = []
-    for patch in range(patches):
-        inverse = [1 / score for score, window in zip(scores, windows, strict=True) if patch in window]
-        means.append(len(inverse) / sum(inverse))
-    return torch.tensor(means)
-
-
-def plain_detect(clip, image: torch.Tensor, text_features: torch.Tensor, batched: bool):
-    """Score and map (S, S) of one image (1, 3, S, S)."""
-
-    def abnormal(features):
-        logits = F.normalize(features, dim=-1) @ F.normalize(text_features, dim=-1).T / 0.07
-        return logits.softmax(dim=-1)[:, 1]
-
-    visual = clip.visual
-    patches = visual.conv1(image)
-    side = patches.shape[-1]
-    tokens = torch.cat([visual.class_embedding.expand(1, 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-    tokens = tokens + visual.positional_embedding
-    score = abnormal(run_blocks(visual, tokens))
-    inverse = 1 / score.expand(side**2)
-    for size in SCALES:
-        places = range(side - size + 1)
-        windows = [
-            [(row + down) * side + column + right for down in range(size) for right in range(size)]
-            for row in places
-            for column in places
-        ]
-        pieces = [tokens[:, [0, *(1 + patch for patch in window)]] for window in windows]
-        pieces = [torch.cat(pieces)] if batched else pieces
-        scores = abnormal(torch.cat([run_blocks(visual, piece) for piece in pieces]))
-        inverse = inverse + 1 / harmonic_mean(scores.tolist(), windows, side**2)
-    maps = ((1 + len(SCALES)) / inverse).view(1, 1, side, side)
-    return score[0], F.interpolate(maps, image.shape[-1], mode="bilinear")[0, 0]
+SETTINGS = methods.flags("winclip")["SETTINGS"]
+SCALES = (2, 3)
 
 
 def multiplications(width: int, layers: int, patch: int, side: int, joint: int) -> float:
@@ -83,6 +32,14 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="width 256, 6 blocks")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each path; the best counts")
     args = parser.parse_args()
+
+    import open_clip
+    import torch
+    from plain import detect_by_windows
+
+    from AnomalyCLIP_lib import AnomalyCLIP
+    from methods.winclip import Method
+
     config = open_clip.get_model_config(SETTINGS["model"])
     vision = config["vision_cfg"] | ({"width": 256, "layers": 6} if args.small else {})
     torch.manual_seed(0)
@@ -95,8 +52,8 @@ def main() -> None:
         text_features = method.encode(image)["image_features"] + torch.randn(2, config["embed_dim"]) / 2
     method.text_features["object"] = text_features
     paths = {
-        "plain": lambda: plain_detect(clip, image, text_features, batched=False),
-        "batched": lambda: plain_detect(clip, image, text_features, batched=True),
+        "plain": lambda: detect_by_windows(clip, image, text_features, batched=False),
+        "batched": lambda: detect_by_windows(clip, image, text_features, batched=True),
         "ours": lambda: method.predict(method.encode(image), "object"),
     }
     with torch.no_grad():
