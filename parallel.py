@@ -39,10 +39,11 @@ def start(name: str | None) -> str:
 
 
 def stop() -> None:
-    """Leave the group of processes."""
+    """Leave the group of processes, all together: gloo may hang if one leaves while another still sends."""
     if world_size() > 1:
         import torch.distributed as dist
 
+        dist.barrier()
         dist.destroy_process_group()
 
 

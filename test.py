@@ -99,9 +99,10 @@ def test(args: argparse.Namespace) -> None:
             maps, masks = np.empty((len(part), side, side), args.map_dtype), np.empty((len(part), side, side), bool)
         for batch in features.batches(part, args.batch_size):
             batch_scores, batch_maps = predict(method, batch["features"], class_name)
-            own = batch_scores.float().cpu(), smooth(batch_maps, testing["sigma"]), batch["mask"].cpu() > 0
-            for rows, own_scores, own_maps, own_masks in parallel.gather_to_main((batch["rows"], *own)):
-                rows, count = rows.numpy(), len(rows)
+            batch_maps = smooth(batch_maps, testing["sigma"])
+            own = [value.cpu().numpy() for value in (batch["rows"], batch_scores, batch_maps, batch["mask"] > 0)]
+            for rows, own_scores, own_maps, own_masks in parallel.gather_to_main(own):
+                count = len(rows)
                 scores[rows], maps[rows], masks[rows] = own_scores[:count], own_maps[:count], own_masks[:count]
                 progress.update(count)
         if parallel.is_main():

@@ -114,7 +114,7 @@ def test_checkpoints_of_other_methods_are_refused(data, trained, tmp_path, monke
     check_error(capsys, "--method anomalyclip contradicts .*epoch_2.pth, made with vand")
     assert run(monkeypatch, "test", *common, "--checkpoint_path", trained["coop"], "--method", "clip") == 2
     check_error(capsys, "--method clip contradicts .*epoch_2.pth, made with coop")
-    theirs = {"trainable_linearlayer": torch.load(trained["vand"])["trainable_linearlayer"]}
+    theirs = {"trainable_linearlayer": torch.load(trained["vand"], weights_only=True)["trainable_linearlayer"]}
     torch.save(theirs, tmp_path / "authors.pth")
     assert run(monkeypatch, "test", *common, "--checkpoint_path", tmp_path / "authors.pth") == 2
     check_error(capsys, 'no "prompt_learner" in it; it looks like one of --method vand')
@@ -124,7 +124,7 @@ def test_checkpoints_of_other_methods_are_refused(data, trained, tmp_path, monke
 
 
 def test_a_checkpoint_of_a_method_that_is_not_here(data, trained, tmp_path, monkeypatch, capsys):
-    checkpoint = torch.load(trained["vand"])
+    checkpoint = torch.load(trained["vand"], weights_only=True)
     checkpoint["settings"]["method"] = "newer"
     torch.save(checkpoint, tmp_path / "newer.pth")
     arguments = ("--data_path", data, "--save_path", tmp_path, "--checkpoint_path", tmp_path / "newer.pth")
@@ -144,7 +144,7 @@ def test_a_schedule_is_not_changed_by_resuming(data, trained, tmp_path, monkeypa
 def test_vand_has_a_linear_layer_for_each_tap(flag, data, tmp_path, monkeypatch):
     arguments = ("--train_data_path", data, "--save_path", tmp_path, "--method", "vand", "--epoch", 1, *flag, *TINY)
     assert run(monkeypatch, "train", *arguments) == 0
-    checkpoint = torch.load(tmp_path / "epoch_1.pth")
+    checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     assert len(checkpoint["trainable_linearlayer"]) == 4 and len(checkpoint["settings"]["features_list"]) == 2
 
 

@@ -36,7 +36,8 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path, monkeypatch):
     done = subprocess.run(torchrun("train", *common, *disk), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for epoch in (1, 2):
-        losses = [torch.load(tmp_path / name / f"epoch_{epoch}.pth")["losses"] for name in ("one", "two")]
+        files = [tmp_path / name / f"epoch_{epoch}.pth" for name in ("one", "two")]
+        losses = [torch.load(file, weights_only=True)["losses"] for file in files]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert (tmp_path / "two" / "log.txt").read_text().count("epoch 1/2") == 1
