@@ -50,6 +50,8 @@ def load(
     Raises:
         InputError: unknown names, towers that cannot be served, weights that are missing, broken or do not fit.
     """
+    if precision != "fp32" and not torch.amp.is_autocast_available(torch.device(device).type):
+        raise InputError(f"precision {precision} is not available on {device} with torch {torch.__version__}; use fp32")
     if name == "tiny":
         config, path = read_tiny_config(), TINY_FOLDER / "model.safetensors"
         if pretrained is not None:

@@ -152,6 +152,13 @@ def test_lower_precision_comes_close(model, monkeypatch):
             assert ((one - other).norm() / one.norm()).item() < tolerance
 
 
+def test_a_precision_that_the_device_does_not_have(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False)
+    arguments = ("--train_data_path", data, "--save_path", tmp_path, *QUICK)
+    assert run(monkeypatch, "train", *arguments, "--precision", "bf16") == 2
+    check_error(capsys, "precision bf16 is not available on cpu with torch .*; use fp32")
+
+
 def test_a_failing_compiler_is_one_line(data, tmp_path, monkeypatch, capsys):
     def broken(function):
         def compiled(*_):
