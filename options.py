@@ -163,8 +163,8 @@ def settings_from(args: argparse.Namespace, part: str, checkpoint: dict | None =
     elif "pretrained" in given and "model" not in stored | given:
         from AnomalyCLIP_lib.backbones import is_file_name
 
-        if is_file_name(given["pretrained"]):
-            settings["model"] = None  # its geometry is read from the file
+        if is_file_name(given["pretrained"]) and flags["SETTINGS"]["pretrained"] == "openai":
+            settings["model"] = None  # its geometry is read from the file; OpenAI's activation goes without saying
     return settings, others
 
 

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
-from test_scripts import ROOT, check_error, make_data, run
+from test_scripts import ROOT, SCRIPTS, check_error, make_data, run
 
 import methods
+from options import settings_from
 
 TINY = ("--model", "tiny", "--num_workers", "0", "--device", "cpu")
 TRAINED = [name for name in methods.names() if methods.method_class(name).STATE]
@@ -70,6 +71,15 @@ def test_every_method_is_tested_the_same_with_any_batch_and_cache(name, data, tr
     for class_name, metrics in plain["classes"].items():
         assert all(0 <= value <= 100 for value in metrics.values())
         assert cached["classes"][class_name] == pytest.approx(metrics, abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "model"), [("anomalyclip", None), ("vand", None), ("winclip", "ViT-B-16-plus-240")])
+def test_a_weights_file_says_what_it_is_only_if_it_may_be_openais(name, model, monkeypatch):
+    """Activations are not in the weights: OpenAI's have QuickGELU, WinCLIP's have GELU."""
+    command = ["test.py", "--method", name, "--pretrained", "weights.pt", "--data_path", "."]
+    monkeypatch.setattr(sys, "argv", command)
+    settings, _ = settings_from(SCRIPTS["test"].parse_args(), "TESTING")
+    assert settings["model"] == model and settings["pretrained"] == "weights.pt"
 
 
 def test_references_are_drawn_by_the_seed(data, tmp_path, monkeypatch):
