@@ -160,7 +160,7 @@ def open_features(
     room = RAM_SHARE * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if cache == "ram" or (cache == "auto" and parallel.broadcast(size <= room)):
         arrays = {name: np.empty(shape, kind) for name, (kind, shape) in layout.items()}
-        fill(arrays, method, dataset, num_workers)
+        fill(arrays, method, dataset, num_workers, names)
         return Features(method, dataset, names, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
     writer = parallel.is_first_here() and not folder.is_dir()
@@ -175,7 +175,7 @@ def open_features(
                 name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", kind, shape)
                 for name, (kind, shape) in layout.items()
             }
-        fill(arrays, method, dataset, num_workers)
+        fill(arrays, method, dataset, num_workers, names)
         if writer:
             for array in arrays.values():
                 array.flush()
@@ -198,9 +198,15 @@ def modification_times(dataset: AnomalyDataset) -> str:
     return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
-def fill(arrays: dict[str, np.ndarray], method: Base, dataset: AnomalyDataset, num_workers: int) -> None:
+def fill(
+    arrays: dict[str, np.ndarray],
+    method: Base,
+    dataset: AnomalyDataset,
+    num_workers: int,
+    names: tuple[str, ...] | None,
+) -> None:
     """Encode the whole data set, the processes together, into `arrays` (empty: this process keeps nothing)."""
-    source = Features(method, dataset, num_workers=num_workers)
+    source = Features(method, dataset, names, num_workers=num_workers)
     batches = source.batches(torch.arange(len(dataset)), ENCODING_BATCH * parallel.world_size())
     with tqdm(total=len(dataset), desc="features", unit="image", leave=False, disable=not parallel.is_main()) as bar:
         for batch in batches:

@@ -46,8 +46,8 @@ def not_negative(text: str) -> float:
 # Flags that methods may have. Their defaults stand in methods/NAME.py; a method may name flags that are not listed
 # here, these get the type of their default.
 FLAGS = {
-    "model": {"help": "open_clip model, or tiny for the embedded one (ViT-L-14-336)"},
-    "pretrained": {"help": "open_clip tag or weights file (openai)"},
+    "model": {"help": "open_clip model, or tiny for the embedded one"},
+    "pretrained": {"help": "open_clip tag or weights file"},
     "image_size": {"type": positive, "help": "pixels; a multiple of the patch size (518 for patch 14)"},
     "features_list": {
         "type": int,
@@ -56,24 +56,24 @@ FLAGS = {
         "help": "1-based blocks that are tapped (6 12 18 24; clip, clip_ac, coop: the last)",
     },
     "dpam_layer": {"type": int, "help": "DPAM in the last N - 1 blocks; 1: off (20 for 24 blocks)"},
-    "dpam_mode": {"choices": ("vv", "qq", "kk"), "help": "what DPAM multiplies (vv)"},
-    "prompt": {"choices": PROMPTS, "help": "kind of text prompts (object-agnostic)"},
-    "n_ctx": {"type": positive, "help": "learned context vectors per prompt (12; coop: 16)"},
+    "dpam_mode": {"choices": ("vv", "qq", "kk"), "help": "what DPAM multiplies"},
+    "prompt": {"choices": PROMPTS, "help": "kind of text prompts"},
+    "n_ctx": {"type": positive, "help": "learned context vectors per prompt"},
     "depth": {"type": positive, "help": "text blocks with learned tokens; 1: only the prompt (9)"},
-    "t_n_ctx": {"type": positive, "help": "learned tokens per deep text block (4)"},
+    "t_n_ctx": {"type": positive, "help": "learned tokens per deep text block"},
     "no_ln_post": {"help": "image feature without ln_post, as in AnomalyCLIP:"},
     "keep_underscores": {"help": "class names with underscores in the prompts:"},
     "raw_mean": {"help": "mean of the prompts' features, not of their unit vectors:"},
     "csc": {"help": "a learned context for each of the two states:"},
     "quick_gelu": {"help": "QuickGELU also at sizes other than the weights' own:"},
-    "epoch": {"type": positive, "help": "passes over the data set (15; coop: 200)"},
-    "learning_rate": {"type": not_negative, "help": "(0.001; coop: 0.002)"},
-    "batch_size": {"type": positive, "help": "images per step, of all processes together (8; coop: 32)"},
-    "lambda_local": {"type": not_negative, "help": "weight of the local loss (4)"},
+    "epoch": {"type": positive, "help": "passes over the data set"},
+    "learning_rate": {"type": not_negative, "help": "of the optimiser"},
+    "batch_size": {"type": positive, "help": "images per step, of all processes together"},
+    "lambda_local": {"type": not_negative, "help": "weight of the local loss"},
     "no_global_loss": {"help": "leave out the image-level cross-entropy"},
     "no_local_loss": {"help": "leave out focal and dice loss"},
-    "sigma": {"type": not_negative, "help": "Gaussian filter of the maps, pixels (4; winclip, vand: 0)"},
-    "k_shot": {"type": count, "help": "normal images of each class's train split to compare with (0)"},
+    "sigma": {"type": not_negative, "help": "Gaussian filter of the maps, pixels"},
+    "k_shot": {"type": count, "help": "normal images of each class's train split to compare with"},
 }
 
 
@@ -89,9 +89,8 @@ def add_flags(parser: argparse.ArgumentParser, part: str) -> None:
                 owners.setdefault(flag, {})[name] = default
         for flag in sorted(owners, key=lambda flag: (list(FLAGS).index(flag) if flag in FLAGS else len(FLAGS), flag)):
             default = next(iter(owners[flag].values()))
-            of = "" if "anomalyclip" in owners[flag] else f"{', '.join(owners[flag])} only"
             options = FLAGS.get(flag, {"help": ""})
-            options = options | {"help": f"{options['help']} {of}".strip()}
+            options = options | {"help": f"{options['help']} {owners_and_defaults(owners[flag])}".strip()}
             if isinstance(default, bool):
                 options |= {"action": "store_true", "default": None}
             elif flag not in FLAGS:
@@ -124,6 +123,19 @@ def add_flags(parser: argparse.ArgumentParser, part: str) -> None:
         "--num_workers", type=count, default=min(4, os.cpu_count() or 1), help="image-reading processes"
     )
     machine.add_argument("--seed", type=count, default=111)
+
+
+def owners_and_defaults(defaults: dict[str, object]) -> str:
+    """What --help says of a flag, given its default in each method that has it: whose it is, and the defaults."""
+    value = defaults.get("anomalyclip", next(iter(defaults.values())))
+    of = [] if "anomalyclip" in defaults else [f"{', '.join(defaults)} only"]
+    if value is not None and not isinstance(value, bool):
+        others = {}
+        for name, other in defaults.items():
+            others.setdefault(show(other), []).append(name)
+        names = [f"{', '.join(names)}: {other}" for other, names in others.items() if other != show(value)]
+        of.append(f"({'; '.join([show(value), *names])})")
+    return " ".join(of)
 
 
 def settings_from(args: argparse.Namespace, part: str, checkpoint: dict | None = None) -> tuple[dict, dict]:

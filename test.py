@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import methods
 import parallel
 from options import add_flags, load_method, positive, read_checkpoint, settings_from, weights_checksum
 from utils import InputError, environment, get_logger, make_run_folder, run_cli, write_json, write_text
@@ -136,8 +137,6 @@ def what_is_tested(settings: dict) -> str:
     """What to say when a checkpoint is missing or superfluous."""
     if settings["method"] == "anomalyclip":
         return "give either --checkpoint_path FILE (learned prompts) or --prompt hand-written (no file)"
-    import methods
-
     if methods.method_class(settings["method"]).STATE is None:
         return f"--method {settings['method']} is not trained; leave out --checkpoint_path"
     return f"--method {settings['method']} needs --checkpoint_path FILE; train one with train.py"
@@ -146,25 +145,25 @@ def what_is_tested(settings: dict) -> str:
 def draw_references(args: argparse.Namespace, method, data) -> dict:
     """For each class a data set of `num_references` normal images of its train split, drawn by --seed (few-shot)."""
     import torch
+    from torch.utils.data import Subset
 
     from dataset import AnomalyDataset
 
     model, count = method.model, method.num_references
+    try:
+        train = AnomalyDataset(args.data_path, model.resize, model.image_size, split="train")
+    except InputError as error:
+        raise InputError(f"--k_shot {count} takes normal images of the train split, but {error}") from None
     drawn = {}
     for class_name in data.classes:
-        try:
-            train = AnomalyDataset(args.data_path, model.resize, model.image_size, split="train", classes=[class_name])
-        except InputError as error:
-            raise InputError(f"--k_shot {count} takes normal images of the train split, but {error}") from None
-        train.entries = [entry for entry in train.entries if entry.label == 0]
-        if len(train.entries) < count:
+        normal = [i for i, entry in enumerate(train.entries) if entry.class_name == class_name and entry.label == 0]
+        if len(normal) < count:
             raise InputError(
-                f"--k_shot {count} is more than the {len(train.entries)} normal images in the train split of "
+                f"--k_shot {count} is more than the {len(normal)} normal images in the train split of "
                 f"{class_name} ({args.data_path}); lower it"
             )
-        order = torch.randperm(len(train.entries), generator=torch.Generator().manual_seed(args.seed))[:count]
-        train.entries = [train.entries[i] for i in order]
-        drawn[class_name] = train
+        order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(args.seed))[:count]
+        drawn[class_name] = Subset(train, [normal[i] for i in order])
     return drawn
 
 

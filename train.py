@@ -113,7 +113,8 @@ def train(args: argparse.Namespace) -> None:
                 )
             for name, value in zip(losses, values, strict=False):
                 sums[name] = sums.get(name, 0.0) + batch["weight"] * value
-            blank += int(((batch["label"] == 1) & (batch["mask"].sum(dim=(1, 2)) == 0)).sum())
+            unmarked = (batch["label"] == 1) & (batch["mask"].sum(dim=(1, 2)) == 0)
+            blank += int(unmarked[: len(batch["rows"])].sum())
             progress.set_postfix({name: f"{value / number:.4f}" for name, value in sums.items()}, refresh=False)
         shares = parallel.gather((sums, blank))
         if masks is not None and epoch == first_epoch and any(blank for _, blank in shares):

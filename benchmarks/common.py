@@ -25,6 +25,24 @@ def matrix_product_rate(seconds: float = 2.0, side: int = 2048) -> float:
     return best
 
 
+def generated_model(small: bool, text: dict, joint: int = 768):
+    """ViT-L/14@336 at 518 px with generated weights (`small`: width 256, 12 blocks, 252 px) and its vision_cfg.
+
+    text: open_clip's text_cfg, without the context and the vocabulary.
+    """
+    import torch
+    from open_clip import CLIP, SimpleTokenizer
+
+    from AnomalyCLIP_lib import AnomalyCLIP
+
+    torch.manual_seed(0)
+    vision = {"width": 1024, "layers": 24, "image_size": 336, "patch_size": 14}
+    vision |= {"width": 256, "layers": 12} if small else {}
+    side, dpam_layer = (252, 11) if small else (518, 20)
+    clip = CLIP(embed_dim=joint, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    return AnomalyCLIP(clip, SimpleTokenizer(), side, dpam_layer), vision
+
+
 def alternate(paths: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, object]]:
     """Best seconds and last result of each path, run in turns so that a change of the machine's speed hits all."""
     best, results = dict.fromkeys(paths, float("inf")), {}

@@ -6,9 +6,7 @@ python benchmarks/inference.py --small    # a small tower, under a minute
 
 import argparse
 
-from common import alternate, finish, matrix_product_rate, net_peak_memory
-
-FULL = {"width": 1024, "layers": 24, "image_size": 336, "patch_size": 14}
+from common import alternate, finish, generated_model, matrix_product_rate, net_peak_memory
 
 
 def multiplications(width: int, layers: int, patch: int, tokens: int, joint: int, doubled: int) -> dict[str, float]:
@@ -32,21 +30,14 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from open_clip import CLIP, SimpleTokenizer
     from plain import detect as plain_detect
 
-    from AnomalyCLIP_lib import AnomalyCLIP
-
-    vision = FULL | ({"width": 256, "layers": 12} if args.small else {})
-    side, dpam_layer = (252, 11) if args.small else (518, 20)
-    torch.manual_seed(0)
-    text = {"width": 128, "heads": 2, "layers": 2}
-    clip = CLIP(embed_dim=768, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    model = AnomalyCLIP(clip, SimpleTokenizer(), side, dpam_layer)
+    model, vision = generated_model(args.small, {"width": 128, "heads": 2, "layers": 2})
+    side, dpam_layer = model.image_size, model.dpam_layer
     image, text_features = torch.randn(1, 3, side, side), torch.randn(2, 768)
     layers = [vision["layers"]]
     paths = {
-        "plain": lambda: plain_detect(clip, image, text_features, layers, dpam_layer, 4),
+        "plain": lambda: plain_detect(model.clip, image, text_features, layers, dpam_layer, 4),
         "ours": lambda: model.detect(image, text_features, layers, 4),
     }
     with torch.no_grad():

@@ -10,13 +10,11 @@ python benchmarks/training.py --small    # small towers, under a minute
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import alternate, finish, matrix_product_rate, peak_memory
-from inference import FULL
+from common import alternate, finish, generated_model, matrix_product_rate, peak_memory
 
 if TYPE_CHECKING:
     import torch
@@ -34,26 +32,21 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from open_clip import CLIP, SimpleTokenizer
     from plain import encode
 
     import features
     import methods
-    from AnomalyCLIP_lib import AnomalyCLIP
     from methods.anomalyclip import Method
+    from prompt_ensemble import PromptLearner
 
-    vision = FULL | ({"width": 256, "layers": 12} if args.small else {})
     text = {"width": 256, "heads": 4, "layers": 12} if args.small else {"width": 768, "heads": 12, "layers": 12}
-    side, dpam_layer, tapped = (252, 11, [12]) if args.small else (518, 20, [24])
-    torch.manual_seed(0)
-    model = AnomalyCLIP(
-        CLIP(embed_dim=768, vision_cfg=vision, text_cfg=text, quick_gelu=True), SimpleTokenizer(), side, dpam_layer
-    )
+    model, vision = generated_model(args.small, text)
+    side, dpam_layer, tapped = model.image_size, model.dpam_layer, [vision["layers"]]
     flags = methods.flags("anomalyclip")
     settings = flags["SETTINGS"] | flags["TRAINING"] | {"features_list": tapped, "image_size": side}
     method = Method(model, settings)
-    plain_learner = copy.deepcopy(method.learner)
-    plain_learner._model = method.learner._model
+    plain_learner = PromptLearner(model)
+    plain_learner.load_state_dict(method.learner.state_dict())
     image = torch.randn(1, 3, side, side)
     rate = matrix_product_rate()
 

@@ -70,7 +70,10 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Frozen features of normalised images (B, 3, S, S), each (B, ...): the part that can be cached."""
+        """Frozen features of normalised images (B, 3, S, S), each (B, ...): the part that can be cached.
+
+        Called through `features.encode`, which sees to precision, gradients and float32.
+        """
 
     # training
 
@@ -120,7 +123,7 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def set_classes(self, class_names: list[str]) -> None:
-        """Compute once what depends on the class names alone, such as their text features; without gradients."""
+        """Compute once what depends on the class names alone, such as their text features; called without gradients."""
 
     def set_references(self, class_name: str, features: dict[str, torch.Tensor]) -> None:
         """Remember features of `num_references` normal images of a class."""
@@ -128,4 +131,4 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (B,) and maps (B, S, S), before any Gaussian filter, of images of one class; without gradients."""
+        """Scores (B,) and maps (B, S, S), not yet filtered, of images of one class; called without gradients."""

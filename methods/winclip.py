@@ -39,17 +39,14 @@ class Method(Base):
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         visual, grid = self.model.clip.visual, (self.model.grid, self.model.grid)
-        features = {}
-        with self.model.autocast():
-            tokens = embed(visual, self.model.normalize(images))
-            for size in SCALES:
-                windows = window_indices(grid, size).to(tokens.device)
-                features[f"window_features_{size}"] = window_features(visual, tokens, windows)
-            for block in visual.transformer.resblocks:
-                tokens = run_block(block, tokens)
-            tokens = visual.ln_post(tokens)
-            features |= {"image_features": tokens[:, 0] @ visual.proj, "patch_tokens": tokens[:, 1:]}
-        return {name: values.float() for name, values in features.items()}
+        tokens, features = embed(visual, images), {}
+        for size in SCALES:
+            windows = window_indices(grid, size).to(tokens.device)
+            features[f"window_features_{size}"] = window_features(visual, tokens, windows)
+        for block in visual.transformer.resblocks:
+            tokens = run_block(block, tokens)
+        tokens = visual.ln_post(tokens)
+        return features | {"image_features": tokens[:, 0] @ visual.proj, "patch_tokens": tokens[:, 1:]}
 
     def set_classes(self, class_names: list[str]) -> None:
         for name in class_names:
