@@ -50,6 +50,7 @@ class ClipRow(Base):
         """Class names as they stand in hand-written prompts: with spaces for underscores unless --keep_underscores."""
         return class_names if self.settings["keep_underscores"] else [name.replace("_", " ") for name in class_names]
 
+    @torch.no_grad()
     def set_classes(self, class_names: list[str]) -> None:
         self.text_features = dict(zip(class_names, self.text_features_of(class_names), strict=True))
 
