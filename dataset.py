@@ -1,5 +1,7 @@
 """Images, masks and labels of a data set that is described by ROOT/meta.json (see generate_dataset_json/)."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -7,7 +9,7 @@ import os
 import posixpath
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +47,12 @@ class Entry:
 class AnomalyDataset:
     """One split of a data set; a map-style dataset for torch's DataLoader.
 
-    Arguments:
+    Args:
         root: folder that holds meta.json and the images.
-        preprocess: PIL RGB image -> (3, S, S) tensor, for instance `model.preprocess`.
-        image_size: S, the side of the masks in pixels; it has to be the one that preprocess gives.
+        preprocess: PIL RGB image -> (3, S, S) tensor, for instance `model.preprocess`; None: set the attribute before
+            the first item is read. So a data set can be checked before a model is loaded.
+        image_size: S in pixels, if preprocess is to be checked against it; masks have the size that preprocess gives.
         split: "test" or "train".
-        classes: names of the classes to keep; None keeps all.
 
     `dataset[i]` is a dict of image (3, S, S) as preprocess made it, mask (S, S) float32 of 0 and 1, label (1 is
     anomalous), class_name, and image_path (absolute). The mask is all zeros for a normal image and in a data set
@@ -60,7 +62,6 @@ class AnomalyDataset:
         entries: list of Entry in the order of meta.json, so class after class.
         classes: their class names, in the same order.
         has_masks: the anomalous images have masks (either all of them have one, or none).
-        has_normals: there is at least one normal image.
         checksum: hex digest of the entries and the sizes of their files. It does not depend on where the root lies;
             a file rewritten with the same number of bytes does not change it.
         warnings: one-line strings on what looks wrong but can be used.
@@ -72,10 +73,9 @@ class AnomalyDataset:
     def __init__(
         self,
         root: str | os.PathLike,
-        preprocess: Callable[[Image.Image], "torch.Tensor"],
-        image_size: int = 518,
+        preprocess: Callable[[Image.Image], torch.Tensor] | None = None,
+        image_size: int | None = None,
         split: str = "test",
-        classes: Sequence[str] | None = None,
     ) -> None:
         self.root = os.path.abspath(root)
         self.preprocess = preprocess
@@ -83,17 +83,10 @@ class AnomalyDataset:
         self.split = split
         self.entries = read_entries(root, split)
         self.classes = list(dict.fromkeys(entry.class_name for entry in self.entries))
-        if classes is not None:
-            unknown = [name for name in classes if name not in self.classes]
-            if unknown:
-                raise InputError(f"{root}: has no class {unknown[0]!r} in its {split} split; it has {self.classes}")
-            self.classes = [name for name in self.classes if name in classes]
-            self.entries = [entry for entry in self.entries if entry.class_name in classes]
         if not self.entries:
-            raise InputError(f"{root}: no images to use in the {split} split; choose another split or other classes")
+            raise InputError(f"{root}: no images to use in the {split} split; choose another split")
         anomalous = [entry for entry in self.entries if entry.label == 1]
         unmasked = [entry for entry in anomalous if not entry.mask_path]
-        self.has_normals = len(anomalous) < len(self.entries)
         self.has_masks = len(unmasked) < len(anomalous)
         if self.has_masks and unmasked:
             raise InputError(
@@ -111,19 +104,23 @@ class AnomalyDataset:
 
         entry = self.entries[index]
         path = self.path(entry.image_path)
-        image = self.preprocess(load_image(path))
-        if tuple(image.shape[-2:]) != (self.image_size, self.image_size):
+        image = self.preprocess(load_image(path))  # (3, S, S)
+        if self.image_size and image.shape[-1] != self.image_size:
             raise ImageError(f"preprocess gives {tuple(image.shape)}; make AnomalyDataset with the same image_size")
-        mask = np.zeros((self.image_size, self.image_size), dtype=np.float32)
-        if entry.label == 1 and entry.mask_path:
-            mask = load_mask(self.path(entry.mask_path), self.image_size)
         return {
             "image": image,
-            "mask": torch.from_numpy(mask),
+            "mask": torch.from_numpy(self.mask(index, image.shape[-1])),
             "label": entry.label,
             "class_name": entry.class_name,
             "image_path": path,
         }
+
+    def mask(self, index: int, image_size: int) -> np.ndarray:
+        """The mask of `dataset[index]` alone, (image_size, image_size) float32 of 0 and 1."""
+        entry = self.entries[index]
+        if entry.label == 1 and entry.mask_path:
+            return load_mask(self.path(entry.mask_path), image_size)
+        return np.zeros((image_size, image_size), dtype=np.float32)
 
     def path(self, relative: str) -> str:
         """Absolute path of a file named in an entry."""
@@ -152,11 +149,19 @@ class AnomalyDataset:
         ]
 
 
+def blank_masks_warning(paths: list[str], image_size: int) -> str:
+    """What to say of anomalous images whose masks mark no pixel once they are resized."""
+    return (
+        f"the masks of {len(paths)} anomalous images mark no pixel at {image_size} x {image_size} (first: {paths[0]}); "
+        "correct them, or give a larger --image_size"
+    )
+
+
 def load_image(path: str | os.PathLike) -> Image.Image:
     """The image at `path` as 8-bit RGB, the way a viewer shows it.
 
     The EXIF orientation is applied, transparency is put on white, and grey values of more than 8 bits are scaled to
-    8 bits over their full range. Raises ImageError for a file that is no readable image, or has more pixels than
+    8 bits over their full range. Raises ImageError for a file that cannot be read as an image, or has more pixels than
     PIL's limit (PIL.Image.MAX_IMAGE_PIXELS, 89 million).
     """
     with _opened(path) as image:
@@ -235,8 +240,8 @@ def meta_path(root: str | os.PathLike) -> Path:
 def read_entries(root: str | os.PathLike, split: str) -> list[Entry]:
     """Read and check one split of ROOT/meta.json: every file it names exists and lies inside the root.
 
-    Files made by the released scripts are accepted: absolute paths (the part of it that exists inside the root is
-    taken), backslashes, "Train" and "Test", no mask_path. Raises InputError.
+    Files made by the released scripts are accepted: absolute paths (the part of them that exists inside the root
+    is taken), backslashes, "Train" and "Test", no mask_path. Raises InputError.
     """
     file = meta_path(root)
     again = f"make it again: python generate_dataset_json/KEY.py --root {root}"

@@ -2,6 +2,8 @@
 
 The vision tower is frozen and nothing is augmented, so the features of an image never change. They are kept in memory
 or in memory-mapped files under a key of all that they depend on, or computed anew for each batch.
+
+Methods are called through `encode`, `set_classes` and `predict`, which see to what is the same for all of them.
 """
 
 from __future__ import annotations
@@ -21,51 +23,60 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import parallel
+from AnomalyCLIP_lib.errors import one_line
 from dataset import AnomalyDataset
 from methods._base import Base
-from utils import InputError, one_line, write_json
+from utils import InputError, write_json
 
 RAM_SHARE = 0.5  # --cache auto keeps features in memory if they take at most this share of what is available
 DISK_RESERVE = 1 << 30  # bytes that stay free on the disk of a cache
 ENCODING_BATCH = 8  # images
+DTYPES = {"fp32": np.dtype("float32"), "fp16": np.dtype("float16")}
+
+Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # type and shape of each array of a cache, by name
 
 
+@torch.no_grad()
 def encode(method: Base, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Features of images (B, 3, S, S), uint8 or normalised: each (B, ...), float32; no gradients.
 
     On the CPU each image is encoded alone: matrix products round differently for different batch sizes, and features
     must not depend on an image's neighbours if training with and without a cache is to be the same bit for bit.
     """
-    images = method.model.normalize(images)
     chunks = images.split(1) if images.device.type == "cpu" else (images,)
     try:
-        with torch.no_grad(), method.model.autocast():
-            encoded = [method.encode(chunk) for chunk in chunks]
+        encoded = [method.model.run_frozen(method.encode, chunk) for chunk in chunks]
     except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise InputError(f"--compile does not work here ({one_line(error)}); leave it out") from None
         raise
-    return {name: torch.cat([features[name] for features in encoded]).float() for name in encoded[0]}
+    return {name: torch.cat([features[name] for features in encoded]) for name in encoded[0]}
 
 
+@torch.no_grad()
+def set_classes(method: Base, class_names: list[str]) -> None:
+    """Let a method compute what depends on the class names alone; no gradients."""
+    method.set_classes(class_names)
+
+
+@torch.no_grad()
 def predict(method: Base, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores (B,) and maps (B, S, S) of images of a class from their features; on the CPU one by one, as `encode`."""
     batch = len(next(iter(features.values())))
-    size = 1 if method.model.device.type == "cpu" else batch
-    with torch.no_grad():
-        parts = [
-            method.predict({name: values[start : start + size] for name, values in features.items()}, class_name)
-            for start in range(0, batch, size)
-        ]
+    chunk = 1 if method.model.device.type == "cpu" else batch
+    parts = [
+        method.predict({name: values[start : start + chunk] for name, values in features.items()}, class_name)
+        for start in range(0, batch, chunk)
+    ]
     return torch.cat([scores for scores, _ in parts]), torch.cat([maps for _, maps in parts])
 
 
-class Features:
+class FeatureStore:
     """Batches of features, masks and labels of a data set, in any order.
 
     Args:
         method, dataset: what to encode with, and what.
-        names: the features that are wanted; None: all.
+        wanted: names of the features that batches hold; None: all.
         arrays: by name, the features (N, ...) and "mask" (N, S, S) bool; None: computed anew for every batch.
         num_workers: processes that read images when there are no arrays.
     """
@@ -74,19 +85,19 @@ class Features:
         self,
         method: Base,
         dataset: AnomalyDataset,
-        names: tuple[str, ...] | None = None,
+        wanted: tuple[str, ...] | None = None,
         arrays: dict[str, torch.Tensor] | None = None,
         num_workers: int = 0,
     ) -> None:
-        self.method, self.dataset, self.names = method, dataset, names
+        self.method, self.dataset, self.wanted = method, dataset, wanted
         self.arrays, self.num_workers = arrays, num_workers
 
     def batches(self, order: torch.Tensor, batch_size: int) -> Iterator[dict]:
-        """This process's share of the batches of images order[0], order[1], ..
+        """This process's share of the batches of images order[0], order[1], ...
 
         Each batch is a dict: features (by name, (B, ...) float32), mask (B, S, S) float32 and label (B,) on the model's
-        device; class_name and image_path (lists); rows: where the images stand in `order`, empty if they are there for
-        company only; weight: see `parallel.own_share`.
+        device; class_name and image_path (lists); rows: where the images stand in `order`, empty if this process only
+        keeps step; weight: see `parallel.own_share`.
         """
         chunks = [parallel.own_share(rows) for rows in torch.arange(len(order)).split(batch_size)]
         if self.arrays is None:
@@ -104,13 +115,13 @@ class Features:
     def _computed(self, batch: dict) -> dict:
         device = self.method.model.device
         features = encode(self.method, batch.pop("image").to(device))
-        features = {name: features[name] for name in self.names or features}
+        features = {name: features[name] for name in self.wanted or features}
         return batch | {"features": features, "mask": batch["mask"].to(device), "label": batch["label"].to(device)}
 
-    def _looked_up(self, chunk: torch.Tensor) -> dict:
+    def _looked_up(self, indices: torch.Tensor) -> dict:
         device = self.method.model.device
-        values = {name: array[chunk].to(device, torch.float32) for name, array in self.arrays.items()}
-        entries = [self.dataset.entries[index] for index in chunk.tolist()]
+        values = {name: array[indices].to(device, torch.float32) for name, array in self.arrays.items()}
+        entries = [self.dataset.entries[index] for index in indices.tolist()]
         return {
             "mask": values.pop("mask"),
             "features": values,
@@ -119,103 +130,135 @@ class Features:
             "image_path": [self.dataset.path(entry.image_path) for entry in entries],
         }
 
+    def blank_masks(self) -> list[str]:
+        """Paths of the anomalous images whose masks mark no pixel at the model's image size."""
+        anomalous = [index for index, entry in enumerate(self.dataset.entries) if entry.label == 1]
+        blank = []
+        for index in tqdm(anomalous, desc="masks", unit="mask", leave=False, delay=1):
+            if self.arrays is None:
+                mask = self.dataset.mask(index, self.method.model.image_size)
+            else:
+                mask = self.arrays["mask"][index]
+            if not mask.any():
+                blank.append(self.dataset.entries[index].image_path)
+        return blank
 
-def open_features(
+
+def open_store(
     method: Base,
     dataset: AnomalyDataset,
-    weights_sha256: str,
     cache: str = "auto",
     cache_dir: Path = Path("cache"),
     cache_dtype: str = "fp32",
     num_workers: int = 0,
-    names: tuple[str, ...] | None = None,
-) -> Features:
-    """Features of a data set, encoded now, found on disk, or left to be computed batch by batch.
+    wanted: tuple[str, ...] | None = None,
+) -> FeatureStore:
+    """Features of a data set: encoded now, found on disk, or left to be computed batch by batch.
 
     Args:
-        weights_sha256: of the frozen weights: with the method's `encoding`, the precision, the data set's checksum, its
-            files' modification times, the type and `names`, the key of the cache.
         cache: "none", "ram", "disk", or "auto": what is on disk already, else memory if that is ample, else disk.
         cache_dtype: "fp32" (training is the same bit for bit as without a cache, on the CPU) or "fp16" (half the size).
-        names: the features that are wanted; None: all.
+        num_workers: processes that read images.
+        wanted: names of the features that are kept; None: all.
 
     Under torchrun the processes share the encoding; the first on each machine writes its disk cache, in memory each
     holds all. Raises InputError if the disk has no room for the cache.
     """
+    source = FeatureStore(method, dataset, wanted, num_workers=num_workers)
     if cache == "none":
-        return Features(method, dataset, names, num_workers=num_workers)
-    depends = method.encoding() | {"weights_sha256": weights_sha256, "precision": method.model.precision}
-    depends |= {"data_checksum": dataset.checksum, "modified": modification_times(dataset)}
-    depends |= {"dtype": cache_dtype, "features": names and list(names)}
-    folder = cache_dir / hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+        return source
+    key = cache_key(method, dataset, cache_dtype, wanted)
+    folder = cache_dir / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     if cache != "ram" and all(parallel.gather(folder.is_dir())):
-        return Features(method, dataset, names, read_arrays(folder))
+        return FeatureStore(method, dataset, wanted, read_arrays(folder))
 
-    side = method.model.image_size
-    probe = encode(method, torch.zeros(1, 3, side, side, device=method.model.device))
-    element = np.dtype({"fp32": "float32", "fp16": "float16"}[cache_dtype])
-    layout = {name: (element, (len(dataset), *probe[name].shape[1:])) for name in names or probe}
-    layout["mask"] = (np.dtype(bool), (len(dataset), side, side))
-    size = sum(kind.itemsize * int(np.prod(shape, dtype=np.int64)) for kind, shape in layout.values())
-    room = RAM_SHARE * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if cache == "ram" or (cache == "auto" and parallel.broadcast(size <= room)):
-        arrays = {name: np.empty(shape, kind) for name, (kind, shape) in layout.items()}
-        fill(arrays, method, dataset, num_workers, names)
-        return Features(method, dataset, names, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    layout = array_layout(method, dataset, DTYPES[cache_dtype], wanted)
+    if cache == "ram" or (cache == "auto" and parallel.broadcast(fits_in_memory(layout))):
+        arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in layout.items()}
+        fill(arrays, source)
+        return FeatureStore(method, dataset, wanted, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    writer = parallel.is_first_here() and not folder.is_dir()
-    temporary = cache_dir / f"{folder.name}.{platform.node()}.{os.getpid()}.tmp"
-    if writer:
-        prepare(cache_dir, size)
-        temporary.mkdir()
-    try:
-        arrays = {}
-        if writer:
-            arrays = {
-                name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", kind, shape)
-                for name, (kind, shape) in layout.items()
-            }
-        fill(arrays, method, dataset, num_workers, names)
-        if writer:
-            for array in arrays.values():
-                array.flush()
-            write_json(temporary / "key.json", depends)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another run was faster: its files are the same
-                    raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    parallel.gather(None)  # nobody reads before all machines have written
-    return Features(method, dataset, names, read_arrays(folder))
+    if parallel.is_first_here() and not folder.is_dir():
+        write_cache(folder, key, layout, source)
+    else:
+        fill({}, source)
+    parallel.barrier()  # nobody reads before all machines have written
+    return FeatureStore(method, dataset, wanted, read_arrays(folder))
 
 
-def modification_times(dataset: AnomalyDataset) -> str:
+def cache_key(method: Base, dataset: AnomalyDataset, cache_dtype: str, wanted: tuple[str, ...] | None) -> dict:
+    """All that the arrays of a cache depend on."""
+    return method.cache_key() | {
+        "weights_sha256": method.model.weights_sha256,
+        "precision": method.model.precision,
+        "data_checksum": dataset.checksum,
+        "modified": modification_digest(dataset),
+        "dtype": cache_dtype,
+        "features": wanted and list(wanted),
+    }
+
+
+def modification_digest(dataset: AnomalyDataset) -> str:
     """Digest of when the files changed: the checksum does not see a file rewritten with the same number of bytes."""
     files = [path for entry in dataset.entries for path in (entry.image_path, entry.mask_path) if path]
     times = [os.stat(dataset.path(path)).st_mtime_ns for path in files]
     return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
-def fill(
-    arrays: dict[str, np.ndarray],
-    method: Base,
-    dataset: AnomalyDataset,
-    num_workers: int,
-    names: tuple[str, ...] | None,
-) -> None:
+def array_layout(method: Base, dataset: AnomalyDataset, dtype: np.dtype, wanted: tuple[str, ...] | None) -> Layout:
+    """Types and shapes of the arrays that hold a data set's features and masks, known from one encoded image."""
+    image_size, count = method.model.image_size, len(dataset)
+    probe = encode(method, torch.zeros(1, 3, image_size, image_size, device=method.model.device))
+    layout = {name: (dtype, (count, *probe[name].shape[1:])) for name in wanted or probe}
+    return layout | {"mask": (np.dtype(bool), (count, image_size, image_size))}
+
+
+def size_in_bytes(layout: Layout) -> int:
+    """What the arrays take together."""
+    return sum(dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in layout.values())
+
+
+def fits_in_memory(layout: Layout) -> bool:
+    """Whether every process on this machine can hold the arrays with memory to spare."""
+    available = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return size_in_bytes(layout) <= RAM_SHARE * available
+
+
+def fill(arrays: dict[str, np.ndarray], source: FeatureStore) -> None:
     """Encode the whole data set, the processes together, into `arrays` (empty: this process keeps nothing)."""
-    source = Features(method, dataset, names, num_workers=num_workers)
-    batches = source.batches(torch.arange(len(dataset)), ENCODING_BATCH * parallel.world_size())
-    with tqdm(total=len(dataset), desc="features", unit="image", leave=False, disable=not parallel.is_main()) as bar:
+    count = len(source.dataset)
+    batches = source.batches(torch.arange(count), ENCODING_BATCH * parallel.world_size())
+    with tqdm(total=count, desc="features", unit="image", leave=False, disable=not parallel.is_main()) as progress:
         for batch in batches:
             values = {name: value.cpu().numpy() for name, value in batch["features"].items()}
             values["mask"] = batch["mask"].cpu().numpy() > 0
             for rows, encoded in parallel.gather((batch["rows"].numpy(), values)):
                 for name, array in arrays.items():
                     array[rows] = encoded[name][: len(rows)]
-                bar.update(len(rows))
+                progress.update(len(rows))
+
+
+def write_cache(folder: Path, key: dict, layout: Layout, source: FeatureStore) -> None:
+    """Encode the data set into a folder of memory-mapped arrays, which gets its name when it is complete."""
+    make_room(folder.parent, size_in_bytes(layout))
+    temporary = folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        arrays = {
+            name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
+            for name, (dtype, shape) in layout.items()
+        }
+        fill(arrays, source)
+        for array in arrays.values():
+            array.flush()
+        write_json(temporary / "key.json", key)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another run was faster: its files are the same
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_arrays(folder: Path) -> dict[str, torch.Tensor]:
@@ -223,7 +266,7 @@ def read_arrays(folder: Path) -> dict[str, torch.Tensor]:
     return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in sorted(folder.glob("*.npy"))}
 
 
-def prepare(cache_dir: Path, size: int) -> None:
+def make_room(cache_dir: Path, size: int) -> None:
     """Make the folder of the caches, delete what killed writers left, and see that `size` bytes fit."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     for folder in cache_dir.glob(f"*.{platform.node()}.*.tmp"):
@@ -233,6 +276,6 @@ def prepare(cache_dir: Path, size: int) -> None:
     free = shutil.disk_usage(cache_dir).free
     if size + DISK_RESERVE > free:
         raise InputError(
-            f"--cache_dir {cache_dir}: the features take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "give another folder, --cache_dtype fp16 or --cache none"
+            f"--cache_dir {cache_dir}: the features take {size / 1e9:.1f} GB, {DISK_RESERVE / 1e9:.1f} GB are to stay "
+            f"free, and {free / 1e9:.1f} GB are; give another folder, --cache_dtype fp16 or --cache none"
         )

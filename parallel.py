@@ -1,6 +1,6 @@
-"""Several processes, started by torchrun: who this one is, which images are its own, and how results come together.
+"""Processes and threads: which images are this process's own, how results come together, how many threads it takes.
 
-Started without torchrun there is one process, and everything here passes its argument through.
+torchrun starts several processes. Without it there is one, and everything here passes its argument through.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from utils import InputError, pick_device
 
 if TYPE_CHECKING:
     import torch
+
+    from AnomalyCLIP_lib import AnomalyCLIP
+
+# Below this, in FLOP, the largest matrix product of an image is so small that handing it to a second thread costs what
+# it saves: training on the embedded backbone is faster with one thread, many times so on a busy machine.
+SMALL_PRODUCT = 20e6
 
 
 def start(name: str | None) -> str:
@@ -47,6 +53,22 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def set_threads(number: int | None, model: AnomalyCLIP) -> None:
+    """Let torch use `number` CPU threads; None: one for a small vision tower, else as many as torch takes by itself.
+
+    Sums are rounded differently with another number, so the choice depends on the model alone and not on the machine:
+    what a small tower computes is the same on one core and on many.
+    """
+    import torch
+
+    width = len(model.clip.visual.class_embedding)
+    largest_product = 6 * (1 + model.grid**2) * width**2  # tokens times the weights of queries, keys and values
+    if number is None and largest_product < SMALL_PRODUCT:
+        number = 1
+    if number is not None:
+        torch.set_num_threads(number)
+
+
 def world_size() -> int:
     """Number of processes, on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -70,10 +92,15 @@ def is_first_here() -> bool:
 def own_share(batch: torch.Tensor) -> tuple[torch.Tensor, float]:
     """This process's part of a batch of indices, and the weight of its mean loss in DistributedDataParallel's mean.
 
-    A batch with fewer images than processes leaves some none; these work on the first image with weight 0.
+    Where a batch has fewer images than there are processes, some get none; they repeat the first image with weight 0.
     """
     own = batch[rank() :: world_size()]
     return (own, len(own) / len(batch) * world_size()) if len(own) else (batch[:1], 0.0)
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    gather(None)
 
 
 def broadcast(value: Any) -> Any:

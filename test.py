@@ -1,14 +1,25 @@
-"""Test zero-shot: find anomalies in data sets that the prompts were not learned on (paper sections 3.4 and 4)."""
+"""Test zero-shot: find anomalies in data sets that the prompts were not learned on (paper sections 3.3 and 4)."""
+
+from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import methods
 import parallel
-from options import add_flags, load_method, positive, read_checkpoint, settings_from, weights_checksum
-from utils import InputError, environment, get_logger, make_run_folder, run_cli, write_json, write_text
+from checkpoint import file_sha256, open_method
+from options import add_flags
+from utils import InputError, get_logger, make_run_folder, positive_int, processor, run_cli, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch.utils.data import Subset
+    from tqdm import tqdm
+
+    from features import FeatureStore
+    from methods._base import Base
 
 METRICS = {
     "image-level": ("image_auroc", "image_ap"),
@@ -22,10 +33,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_path", type=Path, required=True, help="root of the data set; holds meta.json")
     parser.add_argument("--save_path", type=Path, default=Path("results"), help="run folder (results)")
     parser.add_argument("--checkpoint_path", type=Path, help="epoch_N.pth of train.py or of the authors")
-    parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records")
-    parser.add_argument("--split", choices=("train", "test"), default="test")
-    parser.add_argument("--metrics", choices=tuple(METRICS), default="image-pixel-level")
-    parser.add_argument("--batch_size", type=positive, default=8, help="images at a time, of all processes (8)")
+    parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records (mvtec)")
+    parser.add_argument("--split", choices=("train", "test"), default="test", help="split of meta.json (test)")
+    parser.add_argument(
+        "--metrics", choices=tuple(METRICS), default="image-pixel-level", help="columns (image-pixel-level)"
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=8, help="images at a time, of all processes (8)")
     parser.add_argument(
         "--exact_aupro", action="store_true", help="also AUPRO as MVTec AD defines it, in its own column"
     )
@@ -36,126 +49,138 @@ def parse_args() -> argparse.Namespace:
 
 
 def test(args: argparse.Namespace) -> None:
-    import numpy as np
     import torch
-    from tabulate import tabulate
     from tqdm import tqdm
 
-    from AnomalyCLIP_lib.similarity import smooth
-    from dataset import AnomalyDataset
-    from features import encode, open_features, predict
+    from dataset import AnomalyDataset, blank_masks_warning
+    from features import open_store, set_classes
 
-    checkpoint = read_checkpoint(args.checkpoint_path, args.method) if args.checkpoint_path else None
-    settings, testing = settings_from(args, "TESTING", checkpoint)
-    device = parallel.start(args.device)
-    method = load_method(settings, testing, args, device, checkpoint)
-    model = method.model
-    if (checkpoint is None) != (method.learner is None):
-        raise InputError(what_is_tested(settings))
-    weights = weights_checksum(model)
-    if settings.setdefault("weights_sha256", weights) != weights:
-        raise InputError(
-            f"{args.checkpoint_path} was trained on other weights than {settings['pretrained'] or settings['model']} "
-            "holds; give the file it was trained with as --pretrained, or train again"
-        )
+    # Data and run folder; what is wrong with them is said before weights are loaded
+    dataset = AnomalyDataset(args.data_path, split=args.split)
+    folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
+
+    # Model and method
+    method, record = open_method(args, "TESTING")
+    dataset.preprocess = method.model.resize
+    sigma = record["testing"]["sigma"]
+    references = draw_references(args, method, dataset.classes) if method.num_references else {}
+
+    # Log and records
+    logger = get_logger(folder, quiet=not parallel.is_main())
     names = list(METRICS[args.metrics])
     if args.exact_aupro and "pixel_aupro" in names:
         names.insert(names.index("pixel_aupro") + 1, "pixel_aupro_exact")
-    data = AnomalyDataset(args.data_path, model.resize, model.image_size, split=args.split)
-    references = draw_references(args, method, data) if method.num_references else {}
-    folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
-    logger = get_logger(folder, quiet=not parallel.is_main())
-    record = {"dataset": args.dataset, "split": args.split, "data_checksum": data.checksum, "settings": settings}
+    tested = {"dataset": args.dataset, "split": args.split, "data_checksum": dataset.checksum}
+    tested["settings"] = record["settings"]
     if parallel.is_main():
-        arguments = vars(args) | settings | testing
-        write_json(folder / "args.json", {"arguments": arguments, **record, "versions": environment()})
-    logger.info("testing on %s (%s split): %d images, %s", args.dataset, args.split, len(data), settings)
-    for warning in data.warnings:
+        arguments = vars(args) | record["settings"] | record["testing"]
+        machine = {"processor": processor(), "threads": torch.get_num_threads()}
+        write_json(folder / "args.json", {"arguments": arguments, **tested, "versions": record["versions"], **machine})
+    logger.info("testing on %s (%s split): %d images, %s", args.dataset, args.split, len(dataset), record["settings"])
+    for warning in dataset.warnings:
         logger.warning("%s", warning)
 
-    finished = folder / "finished_classes.json"  # what an interrupted run of the same test had done
-    key = {**record, **testing, "metrics": names, "map_dtype": args.map_dtype, "precision": args.precision}
-    key |= {"seed": args.seed} if references else {}
-    key["checkpoint_sha256"] = checkpoint and hashlib.sha256(args.checkpoint_path.read_bytes()).hexdigest()
+    # Classes that an interrupted run of the same test has finished
+    finished = folder / "finished_classes.json"
+    key = {**tested, **record["testing"], "metrics": names, "map_dtype": args.map_dtype, "precision": args.precision}
+    key["seed"] = args.seed if references else None  # nothing else is random
+    key["checkpoint_sha256"] = file_sha256(args.checkpoint_path) if args.checkpoint_path else None
     results = parallel.broadcast(read_finished(finished, key) if parallel.is_main() else None)
-    with torch.no_grad():
-        method.set_classes(data.classes)
-    if args.compile:
-        method.encode = torch.compile(method.encode)
-    cached = (args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
-    features = open_features(method, data, weights, *cached) if results.keys() < set(data.classes) else None
-    progress = tqdm(total=len(data), desc="testing", unit="image", disable=not parallel.is_main())
-    for class_name in data.classes:
-        part = torch.tensor([i for i, entry in enumerate(data.entries) if entry.class_name == class_name])
+
+    # Text features of all classes; features of the images are computed as they are needed, or kept
+    set_classes(method, dataset.classes)
+    store = None
+    if results.keys() < set(dataset.classes):
+        store = open_store(method, dataset, args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
+
+    progress = tqdm(total=len(dataset), desc="testing", unit="image", disable=not parallel.is_main())
+    for class_name in dataset.classes:
+        rows = torch.tensor([i for i, entry in enumerate(dataset.entries) if entry.class_name == class_name])
         if class_name in results:
             logger.info("%s: finished before the interruption, not computed again", class_name)
-            progress.update(len(part))
+            progress.update(len(rows))
             continue
         if references:
-            images = torch.stack([item["image"] for item in references[class_name]])
-            method.set_references(class_name, encode(method, images.to(device)))
-        side, paths = model.image_size, [data.path(data.entries[i].image_path) for i in part]
+            set_references(method, class_name, references[class_name])
+        predicted = predict_class(store, rows, class_name, args.batch_size, sigma, args.map_dtype, progress)
         if parallel.is_main():
-            scores, labels = np.empty(len(part), np.float32), np.array([data.entries[i].label for i in part])
-            maps, masks = np.empty((len(part), side, side), args.map_dtype), np.empty((len(part), side, side), bool)
-        for batch in features.batches(part, args.batch_size):
-            batch_scores, batch_maps = predict(method, batch["features"], class_name)
-            batch_maps = smooth(batch_maps, testing["sigma"])
-            own = [value.cpu().numpy() for value in (batch["rows"], batch_scores, batch_maps, batch["mask"] > 0)]
-            for rows, own_scores, own_maps, own_masks in parallel.gather_to_main(own):
-                count = len(rows)
-                scores[rows], maps[rows], masks[rows] = own_scores[:count], own_maps[:count], own_masks[:count]
-                progress.update(count)
-        if parallel.is_main():
-            blank = int(((labels == 1) & ~masks.any(axis=(1, 2))).sum())
-            if data.has_masks and blank:
-                logger.warning("%s: the masks of %d anomalous images mark no pixel at this size", class_name, blank)
-            masks = masks if data.has_masks else None
-            results[class_name] = evaluate(names, labels, scores, masks, maps)
+            scores, maps, masks = predicted
+            entries = [dataset.entries[row] for row in rows]
+            blank = [e.image_path for e, mask in zip(entries, masks, strict=True) if e.label and not mask.any()]
+            if dataset.has_masks and blank:
+                logger.warning("%s: %s", class_name, blank_masks_warning(blank, method.model.image_size))
+            masks = masks if dataset.has_masks else None
+            results[class_name] = evaluate(names, [entry.label for entry in entries], scores, masks, maps)
             if args.vis:
-                draw(folder / "vis", data.root, paths, masks, maps)
+                draw(folder / "vis", dataset.root, [dataset.path(entry.image_path) for entry in entries], masks, maps)
             write_json(finished, {"key": key, "classes": results})
-            del maps, masks  # before the next class takes its own
+            del predicted, maps, masks  # before the next class takes its own
     progress.close()
 
+    # Table, one row a class and their mean
     if parallel.is_main():
-        results = {class_name: results[class_name] for class_name in data.classes}
-        overall = {name: mean([row[name] for row in results.values()]) for name in names}
-        rows = [
-            [label, *("-" if row[name] is None else f"{row[name]:.1f}" for name in names)]
-            for label, row in [*results.items(), ("mean", overall)]
-        ]
-        table = tabulate(rows, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
-        write_json(folder / "metrics.json", {**record, "classes": results, "mean": overall})
+        results = {class_name: results[class_name] for class_name in dataset.classes}
+        overall = {name: mean([values[name] for values in results.values()]) for name in names}
+        table = format_table(names, results | {"mean": overall})
+        write_json(folder / "metrics.json", {**tested, "classes": results, "mean": overall})
         write_text(folder / "table.md", table + "\n")
         finished.unlink()
         logger.info("\n%s", table)
     parallel.stop()
 
 
-def what_is_tested(settings: dict) -> str:
-    """What to say when a checkpoint is missing or superfluous."""
-    if settings["method"] == "anomalyclip":
-        return "give either --checkpoint_path FILE (learned prompts) or --prompt hand-written (no file)"
-    if methods.method_class(settings["method"]).STATE is None:
-        return f"--method {settings['method']} is not trained; leave out --checkpoint_path"
-    return f"--method {settings['method']} needs --checkpoint_path FILE; train one with train.py"
+def predict_class(
+    store: FeatureStore, rows: torch.Tensor, class_name: str, batch_size: int, sigma: float, dtype: str, progress: tqdm
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Scores (N,), smoothed maps (N, S, S) of `dtype` and masks (N, S, S) of a class; None but in the main process.
+
+    rows: where its N images stand in the data set.
+    """
+    import numpy as np
+
+    from AnomalyCLIP_lib.similarity import smooth
+    from features import predict
+
+    count, image_size = len(rows), store.method.model.image_size
+    if parallel.is_main():
+        scores = np.empty(count, np.float32)
+        maps = np.empty((count, image_size, image_size), dtype)
+        masks = np.empty((count, image_size, image_size), bool)
+    for batch in store.batches(rows, batch_size):
+        batch_scores, batch_maps = predict(store.method, batch["features"], class_name)
+        batch_maps = smooth(batch_maps, sigma)
+        share = [value.cpu().numpy() for value in (batch["rows"], batch_scores, batch_maps, batch["mask"] > 0)]
+        for places, *values in parallel.gather_to_main(share):
+            for array, value in zip((scores, maps, masks), values, strict=True):
+                array[places] = value[: len(places)]
+            progress.update(len(places))
+    return (scores, maps, masks) if parallel.is_main() else None
 
 
-def draw_references(args: argparse.Namespace, method, data) -> dict:
+def set_references(method: Base, class_name: str, references: Subset) -> None:
+    """Let the method remember the features of a class's reference images."""
+    import torch
+
+    from features import encode
+
+    images = torch.stack([item["image"] for item in references])
+    method.set_references(class_name, encode(method, images.to(method.model.device)))
+
+
+def draw_references(args: argparse.Namespace, method: Base, class_names: list[str]) -> dict[str, Subset]:
     """For each class a data set of `num_references` normal images of its train split, drawn by --seed (few-shot)."""
     import torch
     from torch.utils.data import Subset
 
     from dataset import AnomalyDataset
 
-    model, count = method.model, method.num_references
+    count = method.num_references
     try:
-        train = AnomalyDataset(args.data_path, model.resize, model.image_size, split="train")
+        train = AnomalyDataset(args.data_path, method.model.resize, split="train")
     except InputError as error:
         raise InputError(f"--k_shot {count} takes normal images of the train split, but {error}") from None
     drawn = {}
-    for class_name in data.classes:
+    for class_name in class_names:
         normal = [i for i, entry in enumerate(train.entries) if entry.class_name == class_name and entry.label == 0]
         if len(normal) < count:
             raise InputError(
@@ -177,16 +202,24 @@ def read_finished(path: Path, key: dict) -> dict[str, dict]:
     return content["classes"] if same else {}
 
 
-def evaluate(names: list[str], labels, scores, masks, maps) -> dict[str, float | None]:
+def evaluate(
+    names: list[str], labels: list[int], scores: np.ndarray, masks: np.ndarray | None, maps: np.ndarray
+) -> dict[str, float | None]:
     """The metrics of one class in percent; None where the class has no normal images or no masks."""
     import metrics
 
+    image_level = {"image_auroc": metrics.image_auroc, "image_ap": metrics.image_ap}
+    pixel_level = {
+        "pixel_auroc": metrics.pixel_auroc,
+        "pixel_aupro": metrics.pixel_aupro,
+        "pixel_aupro_exact": metrics.pixel_aupro_exact,
+    }
     values = {}
     for name in names:
-        if name.startswith("image"):
-            value = getattr(metrics, name)(labels, scores)
+        if name in image_level:
+            value = image_level[name](labels, scores)
         else:
-            value = None if masks is None else getattr(metrics, name)(masks, maps)
+            value = None if masks is None else pixel_level[name](masks, maps)
         values[name] = None if value is None else 100 * value
     return values
 
@@ -195,6 +228,17 @@ def mean(values: list[float | None]) -> float | None:
     """Plain mean over the classes that have a value."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
+
+
+def format_table(names: list[str], rows: dict[str, dict[str, float | None]]) -> str:
+    """The released table: a row per class and a column per metric, percent with one decimal, `-` for None."""
+    from tabulate import tabulate
+
+    cells = [
+        [label, *("-" if values[name] is None else f"{values[name]:.1f}" for name in names)]
+        for label, values in rows.items()
+    ]
+    return tabulate(cells, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
 
 
 def draw(folder: Path, root: str, paths: list[str], masks, maps) -> None:

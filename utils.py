@@ -1,9 +1,11 @@
-"""Small helpers shared by the scripts: clear errors, seeds, devices, atomic files, run folders."""
+"""Small helpers shared by the scripts: clear errors, types of flags, seeds, devices, atomic files, run folders."""
 
+import argparse
 import contextlib
 import json
 import logging
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -11,14 +13,31 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-
-class InputError(ValueError):
-    """Something the user gave is wrong. The message is one line: which file or flag, what is wrong, what to do."""
+from AnomalyCLIP_lib.errors import InputError
 
 
-def one_line(error: BaseException, length: int = 120) -> str:
-    """First line of an error's message, cut to `length` characters; its kind if it has no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:length]
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def nonnegative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return number
+
+
+def nonnegative_float(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return number
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -113,6 +132,15 @@ def get_logger(folder: Path, quiet: bool = False) -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     return logger
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def environment() -> dict[str, str | None]:

@@ -1,25 +1,33 @@
 """Loading CLIP weights: open_clip tags, OpenAI's archives, plain state dicts, and the embedded tiny backbone."""
 
 import contextlib
+import http.client
 import json
 import os
 import pickle
+import tempfile
+import threading
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import open_clip
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils import InputError, one_line
-
+from .errors import InputError, one_line
 from .model import AnomalyCLIP
 
 TINY_FOLDER = Path(__file__).parent.parent / "checkpoints" / "tiny"
 VOCABULARY = 49408
+ANSWER_SECONDS = 4  # how long a host of weights may take to answer
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
@@ -41,14 +49,14 @@ def load(
         pretrained: an open_clip tag ("openai", ...), or a file: OpenAI's TorchScript archive or a state dict
             (.pt, .pth, .safetensors) with OpenAI's or open_clip's names.
         image_size: S in pixels, a multiple of the patch size; default 518 for patch 14, else the tower's own.
-        dpam_layer: n: DPAM replaces the attention of the last n - 1 blocks; 1: no DPAM. Default 20 for 24 blocks and
-            the same share of the blocks for other depths.
+        dpam_layer: n: a DPAM stream runs beside the last n - 1 blocks; 1: no DPAM. Default 20 for 24 blocks and the
+            same share of the blocks for other depths.
         dpam_mode: "vv", "qq" or "kk".
         device: a torch device.
         precision: "fp32", "bf16" or "fp16": of the vision tower's matrix products (torch.autocast).
 
     Raises:
-        InputError: unknown names, towers that cannot be served, weights that are missing, broken or do not fit.
+        InputError: unknown names, towers that are not supported, weights that are missing, broken or do not fit.
     """
     if precision != "fp32" and not torch.amp.is_autocast_available(torch.device(device).type):
         raise InputError(f"precision {precision} is not available on {device} with torch {torch.__version__}; use fp32")
@@ -61,7 +69,7 @@ def load(
     elif is_file_name(pretrained):
         config, path = None if name is None else read_config(name), Path(pretrained)
     elif name is None:
-        raise InputError(f"pretrained {str(pretrained)!r} is no file; an open_clip tag needs a model name beside it")
+        raise InputError(f"pretrained {str(pretrained)!r} is not a file; an open_clip tag needs a model name beside it")
     else:
         config = read_config(name)
         path, config["quick_gelu"], image_norm = find_tagged_weights(name, str(pretrained))
@@ -98,7 +106,7 @@ def read_tiny_config() -> dict:
 
 
 def read_config(name: str) -> dict:
-    """open_clip's configuration of a built-in model; InputError if there is none or it is of a kind not served."""
+    """open_clip's configuration of a built-in model; InputError if there is none or its kind is not supported."""
     config = open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
         vits = [known for known in open_clip.list_models() if known.startswith("ViT-")]
@@ -144,23 +152,70 @@ def find_tagged_weights(name: str, tag: str) -> tuple[Path, bool, dict]:
     if not weights:
         tags = ", ".join(list_pretrained_tags_by_model(name.replace("/", "-"))) or "none"
         raise InputError(f"pretrained {tag!r} is neither a file nor a tag of {name} (tags: {tags})")
-    quick_gelu = weights.get("quick_gelu", False)
     norm = {key: tuple(weights[key]) for key in ("mean", "std") if weights.get(key)}
     url = weights.get("url", "")
     file_name = os.path.basename(url) or f"{name}-{tag}.safetensors"
     places = (Path.home() / ".cache" / "clip" / file_name, TINY_FOLDER.parent / file_name)
-    for place in places:
-        if place.is_file():
-            return place, quick_gelu, norm
-    try:
-        return Path(download_pretrained(weights)), quick_gelu, norm
-    except Exception as error:  # the hub and urllib raise many kinds, all meaning "no weights"
-        detail = one_line(error)
-        source = url or f"Hugging Face ({weights.get('hf_hub', '').rstrip('/')})"
-        raise InputError(
-            f"the weights of {name} ({tag}) are not on this machine and cannot be downloaded ({detail}); "
-            f"get {file_name} from {source} and place it at {places[0]}, or give its path as pretrained"
-        ) from None
+    found = next((place for place in places if place.is_file()), None) or find_in_hub_cache(weights)
+    if found is None:
+        try:
+            found = download(weights, places[0])
+        except Exception as error:  # the hub and urllib raise many kinds, all meaning "no weights"
+            source = url or f"Hugging Face ({weights.get('hf_hub', '').rstrip('/')})"
+            raise InputError(
+                f"the weights of {name} ({tag}) are not on this machine and cannot be downloaded ({one_line(error)}); "
+                f"get {file_name} from {source} and place it at {places[0]}, or give its path as pretrained"
+            ) from None
+    return found, weights.get("quick_gelu", False), norm
+
+
+def find_in_hub_cache(weights: dict) -> Path | None:
+    """The file of an open_clip tag in Hugging Face's cache, where open_clip puts it; None if it is not there."""
+    repository, _, file_name = weights.get("hf_hub", "").rpartition("/")
+    names = (file_name,) if file_name else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    found = (huggingface_hub.try_to_load_from_cache(repository, each) for each in names if repository)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def download(weights: dict, place: Path) -> Path:
+    """Download the file of an open_clip tag: from Hugging Face into its cache, else from its own address to `place`.
+
+    Raises OSError at once if neither answers; the hub's own client would try again for most of a minute.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    hub, url = huggingface_hub.constants.ENDPOINT if weights.get("hf_hub") else "", weights.get("url", "")
+    problems = {}
+    for source in filter(None, (hub, url)):
+        problems[source] = unreachable(source)
+        if problems[source] is None and source == hub:
+            return Path(download_pretrained(weights))
+        if problems[source] is None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=place.parent) as folder:  # a download that breaks off leaves nothing
+                os.replace(download_pretrained(weights, prefer_hf_hub=False, cache_dir=folder), place)
+            return place
+    raise OSError("; ".join(f"{urlsplit(source).netloc}: {problem}" for source, problem in problems.items()))
+
+
+def unreachable(url: str) -> str | None:
+    """Why the host of `url` does not answer within a few seconds; None if it does, whatever it answers."""
+    outcome = ["no answer"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_SECONDS).close()
+            outcome[0] = None
+        except urllib.error.HTTPError:
+            outcome[0] = None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            outcome[0] = one_line(getattr(error, "reason", None) or error)
+
+    # In a thread, because looking up a name has no timeout of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return outcome[0]
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
@@ -182,7 +237,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     except pickle.UnpicklingError:
         raise InputError(f"{path} holds more than tensors and is not opened; save a plain state dict instead") from None
     except (RuntimeError, SafetensorError, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as weights ({one_line(error)}); get it again") from None
+        raise InputError(f"{path} cannot be read as weights ({one_line(error)}); download it again") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -207,7 +262,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def check_names(state: dict, path: Path) -> None:
-    """InputError if the names of a state dict tell that it is no CLIP ViT."""
+    """InputError if the names in a state dict are not those of a CLIP ViT."""
     kinds = {
         "visual.layer1.": "a ResNet CLIP, which has no class token or V-V attention",
         "visual.trunk.": "a CLIP with one of timm's towers (SigLIP, EVA, ConvNeXt, ...)",
@@ -226,7 +281,7 @@ def config_from_state_dict(state: dict[str, torch.Tensor], path: Path) -> dict:
     """Configuration of a CLIP with OpenAI's conventions (heads of 64, QuickGELU) from the shapes of its weights."""
     try:
         width, _, patch, _ = state["visual.conv1.weight"].shape
-        side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+        grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
         vision = {"layers": count_blocks(state, "visual."), "width": width, "patch_size": patch}
         text_width = len(state["ln_final.weight"])
         text = {"layers": count_blocks(state, ""), "width": text_width, "heads": text_width // 64}
@@ -235,11 +290,11 @@ def config_from_state_dict(state: dict[str, torch.Tensor], path: Path) -> dict:
             "vocab_size": len(state["token_embedding.weight"]),
         }
     except KeyError as missing:
-        raise InputError(f"{path} is incomplete: no {missing.args[0]}; get it again") from None
-    same_size = [open_clip.get_model_config(known) for known in open_clip.list_models()]
+        raise InputError(f"{path} is incomplete: no {missing.args[0]}; download it again") from None
+    configurations = [open_clip.get_model_config(known) for known in open_clip.list_models()]
     head_widths = {
         known["vision_cfg"].get("head_width", 64)
-        for known in same_size
+        for known in configurations
         if all(known["vision_cfg"].get(key) == value for key, value in vision.items())
     }
     if width % 64 or text_width % 64 or (head_widths and 64 not in head_widths):
@@ -248,7 +303,7 @@ def config_from_state_dict(state: dict[str, torch.Tensor], path: Path) -> dict:
         )
     return {
         "embed_dim": state["text_projection"].shape[1],
-        "vision_cfg": vision | {"image_size": side * patch},
+        "vision_cfg": vision | {"image_size": grid * patch},
         "text_cfg": text,
         "quick_gelu": True,
     }

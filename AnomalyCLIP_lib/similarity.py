@@ -1,4 +1,6 @@
-"""From features to probabilities, maps and scores (paper sections 3.2 and 3.4)."""
+"""From features to probabilities, maps and scores (paper section 2, equation 1, and section 3.3)."""
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ TEMPERATURE = 0.07
 
 
 def class_probabilities(features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """Softmax over the two prompts of cos(feature, text) / 0.07.
+    """Softmax over the two prompts of cos(feature, text) / 0.07 (equation 1).
 
     Args:
         features: (B, D) or (B, N, D), any length of vector.
@@ -20,19 +22,29 @@ def class_probabilities(features: torch.Tensor, text_features: torch.Tensor) -> 
     return class_logits(features, text_features).softmax(dim=-1)
 
 
-def class_logits(features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """cos(feature, text) / 0.07; shapes as in `class_probabilities`."""
-    features, text_features = F.normalize(features, dim=-1), F.normalize(text_features, dim=-1)
+def class_logits(
+    features: torch.Tensor, text_features: torch.Tensor, temperature: float | torch.Tensor = TEMPERATURE
+) -> torch.Tensor:
+    """cos(feature, text) / temperature; shapes as in `class_probabilities`."""
+    features = F.normalize(features, dim=-1)
+    text_features = F.normalize(text_features, dim=-1)
     if text_features.ndim == 3 and features.ndim == 2:
-        return (features.unsqueeze(1) @ text_features.transpose(1, 2)).squeeze(1) / TEMPERATURE
-    return features @ text_features.transpose(-1, -2) / TEMPERATURE
+        cosines = (features.unsqueeze(1) @ text_features.transpose(1, 2)).squeeze(1)  # (B, 2)
+    else:
+        cosines = features @ text_features.transpose(-1, -2)
+    return cosines / temperature
 
 
 def patch_probabilities(patch_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
     """Patch tokens (B, 1 + G*G, D), class token first, to (B, 2, G, G) probabilities of normal and abnormal."""
-    probabilities = class_probabilities(patch_features[:, 1:], text_features)
-    side = round(probabilities.shape[1] ** 0.5)
-    return probabilities.transpose(1, 2).unflatten(2, (side, side))
+    probabilities = class_probabilities(patch_features[:, 1:], text_features)  # (B, G*G, 2)
+    return to_grid(probabilities)
+
+
+def to_grid(values: torch.Tensor) -> torch.Tensor:
+    """Values of patches (B, G*G, C) as images (B, C, G, G)."""
+    grid = round(values.shape[1] ** 0.5)
+    return values.transpose(1, 2).unflatten(2, (grid, grid))
 
 
 def upsample(maps: torch.Tensor, image_size: int) -> torch.Tensor:
@@ -40,13 +52,16 @@ def upsample(maps: torch.Tensor, image_size: int) -> torch.Tensor:
     return F.interpolate(maps, size=image_size, mode="bilinear", align_corners=False)
 
 
-def anomaly_map(patch_features: list[torch.Tensor], text_features: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Sum over tapped layers of (P(abnormal) + 1 - P(normal)) / 2, upsampled: (B, S, S); not smoothed."""
-    layers = []
+def anomaly_map(patch_features: Iterable[torch.Tensor], text_features: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Sum over tapped blocks of (P(abnormal) + 1 - P(normal)) / 2, upsampled: (B, S, S), not smoothed (section 3.3).
+
+    patch_features: for each tapped block (B, 1 + G*G, D), class token first; text_features: see `class_probabilities`.
+    """
+    maps = []
     for features in patch_features:
         normal, abnormal = upsample(patch_probabilities(features, text_features), image_size).unbind(1)
-        layers.append((abnormal + 1 - normal) / 2)
-    return torch.stack(layers).sum(dim=0)
+        maps.append((abnormal + 1 - normal) / 2)
+    return torch.stack(maps).sum(dim=0)
 
 
 def smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:

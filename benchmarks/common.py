@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def matrix_product_rate(seconds: float = 2.0, side: int = 2048) -> float:
+def matrix_product_rate(seconds: float = 2.0, width: int = 2048) -> float:
     """Best rate of a square float32 matrix product on this machine, FLOP/s."""
     import torch
 
-    a, b, best = torch.randn(side, side), torch.randn(side, side), 0.0
+    a, b, best = torch.randn(width, width), torch.randn(width, width), 0.0
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         a @ b
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+        best = max(best, 2 * width**3 / (time.perf_counter() - start))
     return best
 
 
@@ -38,9 +38,9 @@ def generated_model(small: bool, text: dict, joint: int = 768):
     torch.manual_seed(0)
     vision = {"width": 1024, "layers": 24, "image_size": 336, "patch_size": 14}
     vision |= {"width": 256, "layers": 12} if small else {}
-    side, dpam_layer = (252, 11) if small else (518, 20)
+    image_size, dpam_layer = (252, 11) if small else (518, 20)
     clip = CLIP(embed_dim=joint, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    return AnomalyCLIP(clip, SimpleTokenizer(), side, dpam_layer), vision
+    return AnomalyCLIP(clip, SimpleTokenizer(), image_size, dpam_layer), vision
 
 
 def alternate(paths: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, object]]:
@@ -81,6 +81,8 @@ def machine() -> dict[str, object]:
     """What the figures were measured on."""
     import torch
 
+    from utils import processor
+
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -88,17 +90,6 @@ def machine() -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    path = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
-        if (path.exists())
-        else []
-    )
-    return names[0] if names else platform.processor()
 
 
 def finish(figures: dict) -> None:

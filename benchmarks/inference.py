@@ -1,7 +1,7 @@
 """Scores and maps per second: the plain procedure against model.detect, ViT-L/14@336 at 518 px, float32 on the CPU.
 
 python benchmarks/inference.py            # full size, generated weights; two minutes
-python benchmarks/inference.py --small    # a small tower, under a minute
+python benchmarks/inference.py --small    # a small tower, a few seconds
 """
 
 import argparse
@@ -33,8 +33,8 @@ def main() -> None:
     from plain import detect as plain_detect
 
     model, vision = generated_model(args.small, {"width": 128, "heads": 2, "layers": 2})
-    side, dpam_layer = model.image_size, model.dpam_layer
-    image, text_features = torch.randn(1, 3, side, side), torch.randn(2, 768)
+    image_size, dpam_layer = model.image_size, model.dpam_layer
+    image, text_features = torch.randn(1, 3, image_size, image_size), torch.randn(2, 768)
     layers = [vision["layers"]]
     paths = {
         "plain": lambda: plain_detect(model.clip, image, text_features, layers, dpam_layer, 4),

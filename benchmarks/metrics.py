@@ -57,6 +57,7 @@ def main() -> None:
 
     from sklearn.metrics import roc_auc_score
 
+    # The project's metrics.py and not this file: `common` has put the root before this folder.
     from metrics import pixel_aupro, pixel_aupro_exact, pixel_auroc
 
     count, side = (10, 260) if small else (40, 518)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from scipy.ndimage import gaussian_filter
 
-from AnomalyCLIP_lib.dpam import resize_positions
+from AnomalyCLIP_lib.blocks import resize_positions
 
 
 def attention(block, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -46,8 +46,8 @@ def detect(
     total = 0
     for patch_features in taps:
         probabilities = (F.normalize(patch_features, dim=-1) @ text_features.T / 0.07).softmax(dim=-1)[:, 1:]
-        side = int(probabilities.shape[1] ** 0.5)
-        maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (side, side)), image.shape[-1], mode="bilinear")
+        grid = int(probabilities.shape[1] ** 0.5)
+        maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (grid, grid)), image.shape[-1], mode="bilinear")
         total = total + (maps[0, 1] + 1 - maps[0, 0]) / 2
     return score, gaussian_filter(total.numpy(), sigma)
 
@@ -70,13 +70,13 @@ def encode_text(clip: CLIP, learner) -> torch.Tensor:
 
 
 def loss(text_features, image_features, taps, labels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy + 4 (focal + Dice + Dice) of a batch, both channels of the maps upsampled (method of section 3)."""
+    """Equation 2 of AnomalyCLIP: cross-entropy + 4 (focal + Dice + Dice) of a batch, both channels upsampled."""
     text_features = F.normalize(text_features, dim=-1)
     total = F.cross_entropy(F.normalize(image_features, dim=-1) @ text_features.T / 0.07, labels)
     for patch_features in taps:
         probabilities = (F.normalize(patch_features, dim=-1) @ text_features.T / 0.07).softmax(dim=-1)[:, 1:]
-        side = int(probabilities.shape[1] ** 0.5)
-        maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (side, side)), masks.shape[-1], mode="bilinear")
+        grid = int(probabilities.shape[1] ** 0.5)
+        maps = F.interpolate(probabilities.transpose(1, 2).unflatten(2, (grid, grid)), masks.shape[-1], mode="bilinear")
         onehot = torch.stack([1 - masks, masks], dim=1).clamp(1e-5, 1 - 1e-5)
         p = (onehot * maps).sum(dim=1) + 1e-5
         total = total + 4 * (-((1 - p) ** 2) * p.log()).mean()
@@ -115,21 +115,21 @@ def detect_by_windows(clip, image: torch.Tensor, text_features: torch.Tensor, ba
 
     visual = clip.visual
     patches = visual.conv1(image)
-    side = patches.shape[-1]
+    grid = patches.shape[-1]
     tokens = torch.cat([visual.class_embedding.expand(1, 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
     tokens = tokens + visual.positional_embedding
     score = abnormal(run_blocks(visual, tokens))
-    inverse = 1 / score.expand(side**2)
+    inverse = 1 / score.expand(grid**2)
     for size in (2, 3):
-        places = range(side - size + 1)
+        places = range(grid - size + 1)
         windows = [
-            [(row + down) * side + column + right for down in range(size) for right in range(size)]
+            [(row + down) * grid + column + right for down in range(size) for right in range(size)]
             for row in places
             for column in places
         ]
         pieces = [tokens[:, [0, *(1 + patch for patch in window)]] for window in windows]
         pieces = [torch.cat(pieces)] if batched else pieces
         scores = abnormal(torch.cat([run_blocks(visual, piece) for piece in pieces]))
-        inverse = inverse + 1 / harmonic_mean(scores.tolist(), windows, side**2)
-    maps = (3 / inverse).view(1, 1, side, side)
+        inverse = inverse + 1 / harmonic_mean(scores.tolist(), windows, grid**2)
+    maps = (3 / inverse).view(1, 1, grid, grid)
     return score[0], F.interpolate(maps, image.shape[-1], mode="bilinear")[0, 0]

@@ -3,7 +3,7 @@
 ViT-L/14@336 at 518 px, generated weights, float32 on the CPU; 15 epochs over the 1725 images of MVTec AD's test split,
 put together from the measured times of one image and of one step of 8 images.
 
-python benchmarks/training.py            # full size; about three minutes
+python benchmarks/training.py            # full size; about two minutes
 python benchmarks/training.py --small    # small towers, under a minute
 """
 
@@ -41,13 +41,13 @@ def main() -> None:
 
     text = {"width": 256, "heads": 4, "layers": 12} if args.small else {"width": 768, "heads": 12, "layers": 12}
     model, vision = generated_model(args.small, text)
-    side, dpam_layer, tapped = model.image_size, model.dpam_layer, [vision["layers"]]
+    image_size, dpam_layer, tapped = model.image_size, model.dpam_layer, [vision["layers"]]
     flags = methods.flags("anomalyclip")
-    settings = flags["SETTINGS"] | flags["TRAINING"] | {"features_list": tapped, "image_size": side}
-    method = Method(model, settings)
+    settings = flags["SETTINGS"] | flags["TRAINING"] | {"features_list": tapped}
+    method = Method(model, Method.complete(settings, model))
     plain_learner = PromptLearner(model)
     plain_learner.load_state_dict(method.learner.state_dict())
-    image = torch.randn(1, 3, side, side)
+    image = torch.randn(1, 3, image_size, image_size)
     rate = matrix_product_rate()
 
     with torch.no_grad():
@@ -92,7 +92,7 @@ def time_steps(method: Method, plain_learner, encoded: dict, folder: Path, round
 
     import features
 
-    side, count = method.model.image_size, 8 * BATCH
+    image_size, count = method.model.image_size, 8 * BATCH
     stream = torch.Generator().manual_seed(1)
     arrays = {}
     for name, value in encoded.items():
@@ -101,8 +101,8 @@ def time_steps(method: Method, plain_learner, encoded: dict, folder: Path, round
         for row in range(count):
             array[row] = (value + 0.3 * value.std() * torch.randn(value.shape, generator=stream))[0].numpy()
         array.flush()
-    masks = np.lib.format.open_memmap(folder / "mask.npy", "w+", bool, (count, side, side))
-    masks[1::2, side // 4 : side // 2, side // 4 : side // 2] = True
+    masks = np.lib.format.open_memmap(folder / "mask.npy", "w+", bool, (count, image_size, image_size))
+    masks[1::2, image_size // 4 : image_size // 2, image_size // 4 : image_size // 2] = True
     masks.flush()
     arrays = features.read_arrays(folder)
     labels = torch.arange(BATCH) % 2

@@ -17,10 +17,10 @@ SETTINGS = methods.flags("winclip")["SETTINGS"]
 SCALES = (2, 3)
 
 
-def multiplications(width: int, layers: int, patch: int, side: int, joint: int) -> float:
+def multiplications(width: int, layers: int, patch: int, grid: int, joint: int) -> float:
     """FLOPs (two per multiply-add) of one image in the matrix products that the method needs."""
-    total = 2 * side**2 * 3 * patch**2 * width
-    for count, length in [(1, 1 + side**2)] + [((side - size + 1) ** 2, 1 + size**2) for size in SCALES]:
+    total = 2 * grid**2 * 3 * patch**2 * width
+    for count, length in [(1, 1 + grid**2)] + [((grid - size + 1) ** 2, 1 + size**2) for size in SCALES]:
         block = 24 * length * width**2 + 4 * length**2 * width
         last = block if count == 1 else (4 * length + 20) * width**2 + 4 * length * width
         total += count * ((layers - 1) * block + last + 2 * width * joint)
@@ -45,7 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     clip = open_clip.CLIP(config["embed_dim"], vision, {"width": 128, "heads": 2, "layers": 2})
     model = AnomalyCLIP(clip, open_clip.SimpleTokenizer(), vision["image_size"])
-    method = Method(model, dict(SETTINGS))
+    method = Method(model, Method.complete(SETTINGS, model))
     image = torch.randn(1, 3, model.image_size, model.image_size)
     # near the image's own direction, so that the scores differ and are neither 0 nor 1
     with torch.no_grad():

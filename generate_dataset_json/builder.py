@@ -24,21 +24,24 @@ Splits = dict[str, list[dict]]
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """Published facts on a data set; test_size is the number of normal and of anomalous images of the test split."""
+    """Published facts on a data set.
+
+    test_size: normal and anomalous images of the test split. levels: what it has metrics for; images where some are
+    normal, pixels where there are masks.
+    """
 
     classes: tuple[str, ...]
     test_size: tuple[int, int]
-    aliases: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ("image", "pixel")
 
 
-DATASETS = {
+INDUSTRIAL = {
     "mvtec": DatasetFacts(
         (
             "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
             "toothbrush", "transistor", "wood", "zipper",
         ),
         (467, 1258),
-        ("mvtec_ad", "mvtec_anomaly_detection"),
     ),
     "visa": DatasetFacts(
         (
@@ -51,45 +54,33 @@ DATASETS = {
         ("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"), (176, 282)
     ),
     "btad": DatasetFacts(("01", "02", "03"), (451, 290)),
-    "sdd": DatasetFacts(("electrical commutators",), (181, 74), ("kolektor_sdd",)),
-    "dagm": DatasetFacts(tuple(f"Class{n}" for n in range(1, 11)), (6996, 1054), ("dagm_kaggleupload", "dagm2007")),
+    "sdd": DatasetFacts(("electrical commutators",), (181, 74)),
+    "dagm": DatasetFacts(tuple(f"Class{n}" for n in range(1, 11)), (6996, 1054)),
     "dtd": DatasetFacts(
         (
             "Blotchy_099", "Fibrous_183", "Marbled_078", "Matted_069", "Mesh_114", "Perforated_037", "Stratified_154",
             "Woven_001", "Woven_068", "Woven_104", "Woven_125", "Woven_127",
         ),
         (357, 947),
-        ("dtd_synthetic",),
     ),
-    "headct": DatasetFacts(("brain",), (100, 100), ("headct_anomaly_detection",)),
-    "brainmri": DatasetFacts(("brain",), (98, 155), ("brain_tumor_dataset",)),
-    "br35h": DatasetFacts(("brain",), (1500, 1500), ("br35",)),
-    "covid19": DatasetFacts(("chest",), (1341, 219), ("covid", "chest", "covid19_radiography_dataset")),
-    "isic": DatasetFacts(("skin",), (0, 379), ("isbi", "isic2016", "skin")),
-    "colondb": DatasetFacts(("colon",), (0, 380), ("cvc_colondb",)),
-    "clinicdb": DatasetFacts(("colon",), (0, 612), ("cvc_clinicdb",)),
-    "kvasir": DatasetFacts(("colon",), (0, 1000), ("kvasir_seg",)),
-    "endo": DatasetFacts(("colon",), (0, 200), ("endotect", "endotect_2020_segmentation_test_dataset")),
-    "tn3k": DatasetFacts(("thyroid",), (0, 614), ("thyroid",)),
+}  # fmt: skip
+MEDICAL = {
+    "headct": DatasetFacts(("brain",), (100, 100), ("image",)),
+    "brainmri": DatasetFacts(("brain",), (98, 155), ("image",)),
+    "br35h": DatasetFacts(("brain",), (1500, 1500), ("image",)),
+    "covid19": DatasetFacts(("chest",), (1341, 219), ("image",)),
+    "isic": DatasetFacts(("skin",), (0, 379), ("pixel",)),
+    "colondb": DatasetFacts(("colon",), (0, 380), ("pixel",)),
+    "clinicdb": DatasetFacts(("colon",), (0, 612), ("pixel",)),
+    "kvasir": DatasetFacts(("colon",), (0, 1000), ("pixel",)),
+    "endo": DatasetFacts(("colon",), (0, 200), ("pixel",)),
+    "tn3k": DatasetFacts(("thyroid",), (0, 614), ("pixel",)),
 }
-
-
-def canonical_name(dataset: str) -> str:
-    """The key in DATASETS for any spelling of a data set's name, or "custom"; InputError if it is not known.
-
-    Upper and lower case and punctuation make no difference: "SDD", "DAGM_KaggleUpload" and "CVC-ColonDB" are accepted.
-    """
-    keys = {_letters(name): key for key, facts in DATASETS.items() for name in (key, *facts.aliases)}
-    keys["custom"] = "custom"
-    if _letters(dataset) in keys:
-        return keys[_letters(dataset)]
-    same_class = [key for key, facts in DATASETS.items() if _letters(dataset) in map(_letters, facts.classes)]
-    if same_class:
-        raise InputError(f"data set {dataset!r} could be any of {', '.join(same_class)}; give one of these names")
-    raise InputError(f"data set {dataset!r} is not known; give one of {', '.join(DATASETS)}, or custom")
+DATASETS = INDUSTRIAL | MEDICAL
 
 
 def _letters(name: str) -> str:
+    """A name without case and punctuation, to compare spellings: "electrical commutators", "Electrical_Commutators"."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -205,7 +196,7 @@ def entry(class_name: str, specie: str, image: str, anomaly: bool, mask: str = "
 
 
 def mvtec_layout(root: Path, normal: str = "good", tags: tuple[str, ...] = ("_mask",)) -> Splits:
-    """CLASS/{train,test}/SPECIE/* with masks in CLASS/ground_truth/SPECIE/*; every folder with a test/ is a class."""
+    """CLASS/{train,test}/KIND/* with masks in CLASS/ground_truth/KIND/*; every folder with a test/ is a class."""
     classes = [name for name in list_folders(root) if find_folder(root, name, "test")]
     if not classes:
         raise InputError(f"{root}: no folder CLASS/test in it; give the folder that holds the classes as --root")
@@ -281,7 +272,7 @@ def parser(description: str, key: str) -> argparse.ArgumentParser:
 
 
 def open_root(root: str, option: str = "--root") -> Path:
-    """The root, named by the flag `option`, as a path; InputError if it is no folder with something in it."""
+    """The root, named by the flag `option`, as a path; InputError if it is not a folder with something in it."""
     try:
         if not os.listdir(root):
             raise InputError(f"{option} {root}: the folder is empty; put the data set there first")

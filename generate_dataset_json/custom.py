@@ -5,7 +5,7 @@ relative to ROOT. Example, with masks called STEM.png beside the images STEM.jpg
 
     custom.py --root data/tiles --normal "MT_Free/Imgs/*.jpg" --abnormal "MT_B*/Imgs/*.jpg" --mask_suffix .png
 
-A set that is laid out like MVTec AD (CLASS/{train,test,ground_truth}/SPECIE/) needs no more than:
+A set that is laid out like MVTec AD (CLASS/{train,test,ground_truth}/KIND/) needs no more than:
 
     custom.py --root data/mine --mvtec_layout
 """

@@ -1,4 +1,4 @@
-"""Write ROOT/meta.json for MVTec AD: CLASS/{train,test}/SPECIE/*.png, CLASS/ground_truth/SPECIE/*_mask.png."""
+"""Write ROOT/meta.json for MVTec AD: CLASS/{train,test}/KIND/*.png, CLASS/ground_truth/KIND/*_mask.png."""
 
 import builder
 

@@ -1,4 +1,4 @@
-"""Write ROOT/meta.json for SDD: CLASS/{train,test}/SPECIE/*, masks STEM, STEM_mask or STEM_label in ground_truth."""
+"""Write ROOT/meta.json for SDD: CLASS/{train,test}/KIND/*, masks STEM, STEM_mask or STEM_label in ground_truth."""
 
 from pathlib import Path
 

@@ -18,7 +18,9 @@ def layout(root: Path) -> builder.Splits:
     for line, row in read_rows(file):
         split, label = row["split"], row["label"]
         if split not in splits or label not in ("normal", "anomaly"):
-            raise builder.InputError(f"{file}:{line}: unknown split {split!r} or label {label!r}; get the file anew")
+            raise builder.InputError(
+                f"{file}:{line}: unknown split {split!r} or label {label!r}; download the file again"
+            )
         image = existing_file(root, row["image"], f"{file}:{line}: image")
         mask = existing_file(root, row["mask"], f"{file}:{line}: mask") if label == "anomaly" else ""
         splits[split].append(builder.entry(row["object"], label, image, label == "anomaly", mask))
@@ -32,12 +34,12 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             reader = csv.DictReader(lines)
             rows = [(reader.line_num, row) for row in reader]
     except (ValueError, csv.Error) as error:
-        raise builder.InputError(f"{file}: is not a csv file ({error}); get the file anew") from None
+        raise builder.InputError(f"{file}: is not a csv file ({error}); download the file again") from None
     if not set(COLUMNS) <= set(reader.fieldnames or ()):
-        raise builder.InputError(f"{file}: its columns are not {','.join(COLUMNS)}; get the file anew")
+        raise builder.InputError(f"{file}: its columns are not {','.join(COLUMNS)}; download the file again")
     short = [line for line, row in rows if any(row[column] is None for column in COLUMNS)]
     if short:
-        raise builder.InputError(f"{file}:{short[0]}: has fewer columns than the header; get the file anew")
+        raise builder.InputError(f"{file}:{short[0]}: has fewer columns than the header; download the file again")
     return rows
 
 
@@ -45,7 +47,7 @@ def existing_file(root: Path, path: str, what: str) -> str:
     """`path` with forward slashes, if it is a file inside the root; InputError otherwise."""
     relative = PurePosixPath(path.replace("\\", "/"))
     if relative.is_absolute() or ".." in relative.parts:
-        raise builder.InputError(f"{what} {path!r} is outside {root}; get the file anew")
+        raise builder.InputError(f"{what} {path!r} is outside {root}; download the file again")
     if not (root / relative).is_file():
         raise builder.InputError(f"{what} {path!r} is not in {root}; complete the copy of VisA")
     return str(relative)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from methods import tapped_blocks
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -16,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class Base(nn.Module, ABC):
-    """A row of the paper's tables. `methods/anomalyclip.py` is the model to follow.
+    """One of the methods that the paper compares, or one of your own; `methods/anomalyclip.py` is the model to follow.
 
     Args:
         model: the frozen CLIP; it is used, not owned: it is not among the method's parameters.
-        settings: the method's SETTINGS, with TRAINING (in train.py) or TESTING (in test.py), as given by flags,
-            checkpoint and defaults, None where the value depends on the model (filled in, in place).
+        settings: the method's SETTINGS as `complete` returns them, with TRAINING (in train.py) or TESTING (in test.py).
 
     Attributes:
         STATE: the name under which checkpoints hold the state dict of `learner`; None: nothing is ever trained.
+        UNTRAINED: flags with which a method that is trained otherwise needs no training and no checkpoint, if any.
         TRAINING_FEATURES: names of the features that `losses` reads; None: all.
         SCHEDULED: whether `learning_rate` depends on --epoch, which a resumed run then has to repeat.
         learner: the module that is trained, or None if with these settings nothing is.
@@ -32,6 +34,7 @@ class Base(nn.Module, ABC):
     """
 
     STATE: str | None = None
+    UNTRAINED = ""
     TRAINING_FEATURES: tuple[str, ...] | None = None
     SCHEDULED = False
 
@@ -42,18 +45,37 @@ class Base(nn.Module, ABC):
         self.learner: nn.Module | None = None
         self.num_references = 0
         if "features_list" in settings:
-            if settings["features_list"] is None:
-                settings["features_list"] = self.default_layers(model.num_layers)
             model.check_layers(settings["features_list"])
 
     @property
     def model(self) -> AnomalyCLIP:
         return self._model[0]
 
+    # settings
+
+    @classmethod
+    def complete(cls, settings: dict, model: AnomalyCLIP) -> dict:
+        """`settings` with all that depends on the model: each default that is None, and the model's activation.
+
+        `feature_map_layer`, which belongs to the default of features_list, is gone from the result.
+        """
+        depending = {"image_size": model.image_size, "dpam_layer": model.dpam_layer}
+        if settings.get("features_list", ()) is None:
+            blocks = cls.default_blocks(model.num_layers)
+            depending["features_list"] = tapped_blocks(blocks, settings.get("feature_map_layer", 0))
+        complete = {name: value for name, value in settings.items() if name != "feature_map_layer"}
+        complete |= {name: value for name, value in depending.items() if settings.get(name, ()) is None}
+        return complete | {"activation": model.activation}
+
     @staticmethod
-    def default_layers(num_layers: int) -> list[int]:
+    def default_blocks(num_layers: int) -> list[int]:
         """Blocks tapped if --features_list is not given: the ends of the four quarters."""
-        return [-(-num_layers * quarter // 4) for quarter in (1, 2, 3, 4)]
+        return [math.ceil(num_layers * quarter / 4) for quarter in (1, 2, 3, 4)]
+
+    @classmethod
+    def learns(cls, settings: dict) -> bool:
+        """Whether with these settings anything is trained, so that testing takes a checkpoint."""
+        return cls.STATE is not None
 
     @staticmethod
     def sizes(state: dict[str, torch.Tensor]) -> dict:
@@ -63,8 +85,10 @@ class Base(nn.Module, ABC):
         """
         return {}
 
-    def encoding(self) -> dict:
-        """All settings that the features depend on; with weights and data they are the key of a cache."""
+    # features
+
+    def cache_key(self) -> dict:
+        """All settings that the features depend on; `features.open_features` adds what else a cache depends on."""
         keys = ("image_size", "features_list", "dpam_layer", "dpam_mode")
         return {"encoder": type(self).__module__} | {key: self.settings[key] for key in keys if key in self.settings}
 
@@ -72,13 +96,17 @@ class Base(nn.Module, ABC):
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Frozen features of normalised images (B, 3, S, S), each (B, ...): the part that can be cached.
 
-        Called through `features.encode`, which sees to precision, gradients and float32.
+        Called through `features.encode`, which sees to normalising, precision, gradients and float32.
         """
 
     # training
 
-    def check_training(self, dataset: AnomalyDataset) -> list[str]:
-        """What to warn of before training; InputError if nothing can be learned from this data set."""
+    @classmethod
+    def check_training(cls, settings: dict, dataset: AnomalyDataset) -> list[str]:
+        """What to warn of before training; InputError if nothing can be learned from this data set.
+
+        settings: SETTINGS and TRAINING, not yet completed, so that nobody waits for a model first.
+        """
         return []
 
     def losses(
@@ -110,20 +138,23 @@ class Base(nn.Module, ABC):
     # testing
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a checkpoint's state dict; InputError if it does not fit."""
+        """Fill `learner` with a checkpoint's state dict; InputError if it does not fit."""
         own = self.learner.state_dict()
-        strange = sorted(own.keys() ^ state.keys())
-        if strange:
-            raise InputError(f"the checkpoint does not fit this method: {strange[0]} is missing or too much")
+        unmatched = sorted(own.keys() ^ state.keys())
+        if unmatched:
+            raise InputError(f"the checkpoint does not fit this method: {unmatched[0]} is missing or unexpected")
         for key in own:
-            shape, wanted = tuple(state[key].shape), tuple(own[key].shape)
-            if shape != wanted:
-                raise InputError(f"the checkpoint does not fit this model: {key} is {shape}, not {wanted}")
+            shape, expected = tuple(state[key].shape), tuple(own[key].shape)
+            if shape != expected:
+                raise InputError(f"the checkpoint does not fit this model: {key} is {shape}, not {expected}")
         self.learner.load_state_dict(state)
 
     @abstractmethod
     def set_classes(self, class_names: list[str]) -> None:
-        """Compute once what depends on the class names alone, such as their text features; called without gradients."""
+        """Compute once what depends on the class names alone, such as text features.
+
+        Called through `features.set_classes`, without gradients.
+        """
 
     def set_references(self, class_name: str, features: dict[str, torch.Tensor]) -> None:
         """Remember features of `num_references` normal images of a class."""
@@ -131,4 +162,7 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (B,) and maps (B, S, S), not yet filtered, of images of one class; called without gradients."""
+        """Scores (B,) and maps (B, S, S), not yet smoothed, of images of one class.
+
+        Called through `features.predict`, without gradients.
+        """

@@ -1,4 +1,4 @@
-"""AnomalyCLIP: two learned object-agnostic prompts, DPAM, global and local loss (paper section 3)."""
+"""AnomalyCLIP: two learned object-agnostic prompts, DPAM, global and local loss (paper sections 3.1 to 3.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from AnomalyCLIP_lib.similarity import anomaly_map, class_logits, class_probabilities, patch_probabilities, upsample
 from loss import local_loss
 from methods._base import Base
-from prompt_ensemble import PromptLearner, hand_written_features, learner_sizes, load_prompt_learner
+from prompt_ensemble import PromptLearner, hand_written_features, learner_sizes
 from utils import InputError
 
 SETTINGS = {
@@ -38,66 +38,79 @@ class Method(Base):
     """See `Base`; features: image_features (B, D), patch_features (B, L, 1 + G*G, D), L tapped blocks."""
 
     STATE = "prompt_learner"
+    UNTRAINED = "--prompt hand-written"
     sizes = staticmethod(learner_sizes)
 
     def __init__(self, model, settings: dict) -> None:
         super().__init__(model, settings)
-        if settings["depth"] is None:
-            settings["depth"] = min(9, model.num_text_layers)
-        if not settings["prompt"].startswith("hand-written"):
+        if self.learns(settings):
             self.learner = PromptLearner(model, settings["n_ctx"], settings["depth"], settings["t_n_ctx"])
+        self.text_features: dict[str, torch.Tensor] = {}  # (2, D) of each class
+
+    @classmethod
+    def complete(cls, settings: dict, model) -> dict:
+        settings = super().complete(settings, model)
+        return settings | {"depth": settings["depth"] or min(9, model.num_text_layers)}
+
+    @classmethod
+    def learns(cls, settings: dict) -> bool:
+        return settings["prompt"] in ("object-agnostic", "object-aware")
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        image_features, patch_features = self.model.encode_image(images, self.settings["features_list"])
-        return {"image_features": image_features, "patch_features": torch.stack(patch_features, dim=1)}
+        return self.model.encode(images, self.settings["features_list"])
 
-    def check_training(self, dataset) -> list[str]:
-        if self.settings["no_global_loss"] and self.settings["no_local_loss"]:
+    @classmethod
+    def check_training(cls, settings: dict, dataset) -> list[str]:
+        if settings["no_global_loss"] and settings["no_local_loss"]:
             raise InputError("--no_global_loss and --no_local_loss together leave nothing to train on; drop one")
-        if self.settings["no_global_loss"] and not dataset.has_masks:
+        if settings["no_global_loss"] and not dataset.has_masks:
             raise InputError(f"{dataset.root} has no masks, so --no_global_loss leaves nothing to train on")
-        blind = not dataset.has_masks and not self.settings["no_local_loss"]
+        blind = not dataset.has_masks and not settings["no_local_loss"]
         return ["the data set has no masks: training with the global loss alone"] if blind else []
 
     def losses(self, features, labels, masks, class_names) -> dict[str, torch.Tensor]:
-        """Equation 3 of the paper: cross-entropy + lambda * (focal + Dice), summed over the tapped blocks."""
-        text_features = self.text_features_of(class_names)
+        """Equation 2: the global loss, a cross-entropy, plus lambda times the local loss of all tapped blocks."""
+        text_features = self.prompted_features(class_names)
         losses = {}
         if not self.settings["no_global_loss"]:
-            logits = class_logits(features["image_features"], text_features)
+            logits = class_logits(features["image_features"], text_features)  # (B, 2)
             losses["image_loss"] = F.cross_entropy(logits, labels)
         if masks is not None and not self.settings["no_local_loss"]:
-            losses["local_loss"] = self.settings["lambda_local"] * sum(
-                local_loss(self.abnormal_map(patch_features, text_features), masks)
-                for patch_features in features["patch_features"].unbind(1)
-            )
+            maps = (self.abnormal_map(tokens, text_features) for tokens in features["patch_features"].unbind(1))
+            losses["local_loss"] = self.settings["lambda_local"] * sum(local_loss(each, masks) for each in maps)
         return losses
 
     def abnormal_map(self, patch_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """P(abnormal) of every pixel (B, S, S) from patch tokens (B, 1 + G*G, D)."""
-        abnormal = patch_probabilities(patch_features, text_features)[:, 1:]
+        abnormal = patch_probabilities(patch_features, text_features)[:, 1:]  # (B, 1, G, G)
         return upsample(abnormal, self.model.image_size).squeeze(1)
 
-    def text_features_of(self, class_names: list[str]) -> torch.Tensor:
-        """(2, D), shared by all images, or (B, 2, D), each image's own, for object-aware prompts."""
+    def prompted_features(self, class_names: list[str]) -> torch.Tensor:
+        """Text features of a training batch: (2, D), shared by all images, or (B, 2, D) for object-aware prompts."""
         if self.settings["prompt"] == "object-agnostic":
             return self.learner()
         distinct = sorted(set(class_names))
         return self.learner(distinct)[[distinct.index(name) for name in class_names]]
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        self.learner = load_prompt_learner(self.model, state)
+        width, own_width = state["ctx_pos"].shape[-1], self.learner.ctx_pos.shape[-1]
+        if width != own_width:
+            raise InputError(
+                f"the checkpoint's prompts have width {width}, the model's text tower {own_width}; name its model"
+            )
+        super().load(state)
 
     def set_classes(self, class_names: list[str]) -> None:
         prompt = self.settings["prompt"]
         if prompt == "object-agnostic":
-            self.text_features = dict.fromkeys(class_names, self.learner())
+            features = [self.learner()] * len(class_names)
         elif prompt == "object-aware":
-            self.text_features = dict(zip(class_names, self.learner(class_names), strict=True))
+            features = self.learner(class_names)
         elif prompt == "hand-written":
-            self.text_features = dict(zip(class_names, hand_written_features(self.model, class_names), strict=True))
+            features = hand_written_features(self.model, class_names)
         else:
-            self.text_features = dict.fromkeys(class_names, hand_written_features(self.model, ["object"])[0])
+            features = [hand_written_features(self.model, ["object"])[0]] * len(class_names)
+        self.text_features = dict(zip(class_names, features, strict=True))
 
     def predict(self, features, class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         text_features = self.text_features[class_name]

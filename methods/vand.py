@@ -17,11 +17,12 @@ from open_clip import CLIP
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from AnomalyCLIP_lib.dpam import embed, run_block
+from AnomalyCLIP_lib.blocks import embed, run_block
+from AnomalyCLIP_lib.similarity import class_logits, to_grid
 from AnomalyCLIP_lib.text import encode_prompts
 from loss import BinaryDiceLoss, FocalLoss
 from methods._base import Base
-from prompt_ensemble import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
+from prompt_ensemble import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES, ensemble_prompts
 from utils import InputError
 
 # At any image size but the weights' own, so at 518 px too, the released code builds both towers with exact GELU, though
@@ -36,7 +37,7 @@ SETTINGS = {
 TRAINING = {"epoch": 15, "learning_rate": 0.001, "batch_size": 8}
 TESTING = {"sigma": 0.0}
 
-LOGIT_SCALE = 100  # hard-coded in the released code, for scores and maps alike
+TEMPERATURE = 0.01  # hard-coded in the released code, for scores and maps alike
 
 
 class Method(Base):
@@ -47,16 +48,22 @@ class Method(Base):
 
     def __init__(self, model, settings: dict) -> None:
         super().__init__(model, settings)
-        native = model.image_size == model.clip.visual.image_size[0]
-        self._clip = (released_towers(model.clip, model.grid, exact_gelu=not (settings["quick_gelu"] or native)),)
+        self._clip = (released_towers(model.clip, model.grid, exact_gelu=settings["activation"] == "GELU"),)
         width, dimension = model.clip.visual.proj.shape
         self.learner = LinearLayers(width, dimension, len(settings["features_list"])).to(model.device)
-        self.text_features: dict[str, torch.Tensor] = {}
+        self.text_features: dict[str, torch.Tensor] = {}  # (2, D) of each class
         self.focal, self.dice = FocalLoss(), BinaryDiceLoss()
 
     @property
     def clip(self) -> CLIP:
         return self._clip[0]
+
+    @classmethod
+    def complete(cls, settings: dict, model) -> dict:
+        """As in `Base`, but the activation is the one that the towers are run with."""
+        native = model.image_size == model.clip.visual.image_size[0]
+        keeps = settings["quick_gelu"] or native
+        return super().complete(settings, model) | {"activation": model.activation if keeps else "GELU"}
 
     @staticmethod
     def sizes(state: dict[str, torch.Tensor]) -> dict:
@@ -65,30 +72,34 @@ class Method(Base):
             raise InputError("the checkpoint does not hold VAND's linear layers (fc.0.weight, fc.0.bias, ...)")
         return {}
 
-    def encoding(self) -> dict:
-        return super().encoding() | {"quick_gelu": self.settings["quick_gelu"]}
+    def cache_key(self) -> dict:
+        return super().cache_key() | {"quick_gelu": self.settings["quick_gelu"]}
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The class token after ln_post and proj, and the tapped blocks' output as it is, without the class token."""
-        visual, layers, taps = self.clip.visual, self.settings["features_list"], {}
-        x = embed(visual, images)
+        visual, blocks = self.clip.visual, self.settings["features_list"]
+        x = embed(visual, images)  # (B, 1 + G*G, width)
+        tapped = {}
         for number, block in enumerate(visual.transformer.resblocks, start=1):
             x = run_block(block, x)
-            if number in layers:
-                taps[number] = x[:, 1:]
+            if number in blocks:
+                tapped[number] = x[:, 1:]
         image_features = visual.ln_post(x[:, 0]) @ visual.proj
-        return {"image_features": image_features, "patch_tokens": torch.stack([taps[n] for n in layers], dim=1)}
+        patch_tokens = torch.stack([tapped[number] for number in blocks], dim=1)
+        return {"image_features": image_features, "patch_tokens": patch_tokens}
 
-    def check_training(self, dataset) -> list[str]:
+    @classmethod
+    def check_training(cls, settings: dict, dataset) -> list[str]:
         if not dataset.has_masks:
             raise InputError(f"{dataset.root} has no masks, and VAND's linear layers are trained on masks alone")
         return []
 
     def losses(self, features, labels, masks, class_names) -> dict[str, torch.Tensor]:
         """Focal + Dice of the abnormal channel, summed over the tapped blocks; each image has its own class's texts."""
-        text_features = torch.stack([self.text_features_of(name) for name in class_names])
+        self.set_classes(class_names)
+        text_features = torch.stack([self.text_features[name] for name in class_names])  # (B, 2, D)
         maps = self.probability_maps(features["patch_tokens"], text_features)
-        return {"local_loss": sum(self.focal(layer, masks) + self.dice(layer[:, 1], masks) for layer in maps)}
+        return {"local_loss": sum(self.focal(both, masks) + self.dice(both[:, 1], masks) for both in maps)}
 
     def probability_maps(self, patch_tokens: torch.Tensor, text_features: torch.Tensor) -> list[torch.Tensor]:
         """P(normal), P(abnormal) of every pixel, (B, 2, S, S) for each tapped block.
@@ -96,41 +107,38 @@ class Method(Base):
         patch_tokens: (B, L, G*G, width); text_features: (2, D), or (B, 2, D), a pair per image. The logits, not the
         probabilities, are upsampled, and with align_corners, both unlike AnomalyCLIP.
         """
-        side, size, maps = round(patch_tokens.shape[2] ** 0.5), self.model.image_size, []
+        maps = []
         for patch_features in self.learner(patch_tokens):
-            logits = similarity(patch_features, text_features).transpose(1, 2).unflatten(2, (side, side))
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+            logits = to_grid(class_logits(patch_features, text_features, TEMPERATURE))  # (B, 2, G, G)
+            logits = F.interpolate(logits, size=self.model.image_size, mode="bilinear", align_corners=True)
             maps.append(logits.softmax(dim=1))
         return maps
 
-    def text_features_of(self, class_name: str) -> torch.Tensor:
-        """Frozen text features (2, D) of a class, normal and abnormal, unit vectors; computed once."""
-        if class_name not in self.text_features:
-            features = []
-            for texts in prompts(class_name):
-                tokens = self.model.tokenizer(texts).to(self.model.device)
-                encoded = encode_prompts(self.clip, self.clip.token_embedding(tokens), tokens.argmax(dim=-1))
-                features.append(F.normalize(F.normalize(encoded, dim=-1).mean(dim=0), dim=-1))
-            self.text_features[class_name] = torch.stack(features)
-        return self.text_features[class_name]
+    def set_classes(self, class_names: list[str]) -> None:
+        """Frozen text features of classes, normal and abnormal, unit vectors; each class is encoded once."""
+        for name in class_names:
+            if name not in self.text_features:
+                self.text_features[name] = torch.stack([self.mean_feature(texts) for texts in prompts(name)])
+
+    def mean_feature(self, texts: list[str]) -> torch.Tensor:
+        """Mean of the unit features of prompts, itself of unit length (D,)."""
+        tokens = self.model.tokenizer(texts).to(self.model.device)  # (P, 77)
+        features = encode_prompts(self.clip, self.clip.token_embedding(tokens), tokens.argmax(dim=-1))
+        return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         self.sizes(state)
-        taps, layers = self.settings["features_list"], len({name.split(".")[1] for name in state})
-        if layers != len(taps):
-            raise InputError(f"the checkpoint has {layers} linear layers, features_list {taps} wants {len(taps)}")
+        blocks, layers = self.settings["features_list"], len({name.split(".")[1] for name in state})
+        if layers != len(blocks):
+            raise InputError(f"the checkpoint has {layers} linear layers, features_list {blocks} wants {len(blocks)}")
         super().load(state)
-
-    def set_classes(self, class_names: list[str]) -> None:
-        for name in class_names:
-            self.text_features_of(name)
 
     def predict(self, features, class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """P(abnormal) of the images, in which the linear layers have no part; the tapped blocks' maps summed."""
-        text_features = self.text_features_of(class_name)
-        scores = similarity(features["image_features"], text_features).softmax(dim=-1)[:, 1]
+        text_features = self.text_features[class_name]
+        logits = class_logits(features["image_features"], text_features, TEMPERATURE)
         maps = self.probability_maps(features["patch_tokens"], text_features)
-        return scores, sum(layer[:, 1] for layer in maps)
+        return logits.softmax(dim=-1)[:, 1], sum(both[:, 1] for both in maps)
 
 
 class LinearLayers(nn.Module):
@@ -147,29 +155,28 @@ class LinearLayers(nn.Module):
 
 def prompts(class_name: str) -> tuple[list[str], list[str]]:
     """The normal and the abnormal prompts of a class, whose name is taken as it is, with its underscores."""
-    normal, abnormal = (
-        [template.format(state.format(class_name)) for state in states for template in TEMPLATES]
-        for states in (NORMAL_STATES, ABNORMAL_STATES)
+    return (
+        ensemble_prompts(NORMAL_STATES, TEMPLATES, class_name),
+        ensemble_prompts(ABNORMAL_STATES, TEMPLATES, class_name),
     )
-    return normal, abnormal
-
-
-def similarity(features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """100 cos(feature, text): (B, 2) or (B, N, 2) from (B, D) or (B, N, D), and unit vectors (2, D) or (B, 2, D)."""
-    return LOGIT_SCALE * F.normalize(features, dim=-1) @ text_features.transpose(-1, -2)
 
 
 def released_towers(clip: CLIP, grid: int, exact_gelu: bool) -> CLIP:
-    """`clip` as VAND builds it, sharing its weights: position embeddings for grid x grid patches, resized bicubically
-    with antialias (which makes a difference also when enlarging), and with `exact_gelu` GELU for QuickGELU."""
-    twin = copy.deepcopy(clip, {id(tensor): tensor for tensor in (*clip.parameters(), *clip.buffers())})
+    """`clip` as VAND builds it, sharing its weights.
+
+    Its position embeddings are those for grid x grid patches, resized bicubically with antialias (which makes a
+    difference even when enlarging), and with `exact_gelu` GELU stands for QuickGELU.
+    """
+    # What is in deepcopy's memo is not copied: the twin has modules of its own on the same tensors.
+    shared = {id(tensor): tensor for tensor in (*clip.parameters(), *clip.buffers())}
+    twin = copy.deepcopy(clip, shared)
     for block in (*twin.visual.transformer.resblocks, *twin.transformer.resblocks):
         if exact_gelu and isinstance(block.mlp.gelu, QuickGELU):
             block.mlp.gelu = nn.GELU()
-    positions = clip.visual.positional_embedding
-    side = round((len(positions) - 1) ** 0.5)
-    if side != grid:
-        patches = positions[1:].T.unflatten(1, (side, side)).unsqueeze(0)
+    positions = clip.visual.positional_embedding  # (1 + g*g, width)
+    own_grid = round((len(positions) - 1) ** 0.5)
+    if own_grid != grid:
+        patches = positions[1:].T.unflatten(1, (own_grid, own_grid)).unsqueeze(0)  # (1, width, g, g)
         patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
         resized = torch.cat([positions[:1], patches[0].flatten(1).T])
         twin.visual.positional_embedding = nn.Parameter(resized, requires_grad=False)

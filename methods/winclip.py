@@ -9,17 +9,30 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
-from AnomalyCLIP_lib.dpam import embed, run_block
+from AnomalyCLIP_lib.blocks import embed, run_block
 from AnomalyCLIP_lib.similarity import class_probabilities, upsample
 from methods._base import Base
-from prompt_ensemble import NORMAL_STATES, WINCLIP_ABNORMAL_STATES, WINCLIP_TEMPLATES
+from prompt_ensemble import NORMAL_STATES, ensemble_prompts
 from utils import InputError
 
 SETTINGS = {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": None}
 TESTING = {"sigma": 0.0, "k_shot": 0}
 
-SCALES = (2, 3)  # sides of the square windows in patches
+SCALES = (2, 3)  # widths of the square windows in patches
 CHUNK = 4096  # tokens that run through the tower together: bounds memory and still fills the matrix products
+
+# The normal states are those of `prompt_ensemble`. One of the 21 templates stands there twice, as in anomalib and in
+# the code of the AnomalyCLIP authors; WinCLIP's paper lists 22.
+ABNORMAL_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+TEMPLATES = (
+    "a cropped photo of the {}.", "a close-up photo of a {}.", "a close-up photo of the {}.",
+    "a bright photo of a {}.", "a bright photo of the {}.", "a dark photo of the {}.", "a dark photo of a {}.",
+    "a jpeg corrupted photo of the {}.", "a jpeg corrupted photo of the {}.", "a blurry photo of the {}.",
+    "a blurry photo of a {}.", "a photo of a {}.", "a photo of the {}.", "a photo of a small {}.",
+    "a photo of the small {}.", "a photo of a large {}.", "a photo of the large {}.",
+    "a photo of the {} for visual inspection.", "a photo of a {} for visual inspection.",
+    "a photo of the {} for anomaly detection.", "a photo of a {} for anomaly detection.",
+)  # fmt: skip
 
 
 class Method(Base):
@@ -38,11 +51,12 @@ class Method(Base):
         self.references: dict[str, dict[str, torch.Tensor]] = {}
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        visual, grid = self.model.clip.visual, (self.model.grid, self.model.grid)
-        tokens, features = embed(visual, images), {}
-        for size in SCALES:
-            windows = window_indices(grid, size).to(tokens.device)
-            features[f"window_features_{size}"] = window_features(visual, tokens, windows)
+        visual = self.model.clip.visual
+        tokens = embed(visual, images)  # (B, 1 + G*G, width)
+        features = {}
+        for scale in SCALES:
+            windows = window_indices((self.model.grid, self.model.grid), scale).to(tokens.device)
+            features[f"window_features_{scale}"] = window_features(visual, tokens, windows)
         for block in visual.transformer.resblocks:
             tokens = run_block(block, tokens)
         tokens = visual.ln_post(tokens)
@@ -70,37 +84,36 @@ class Method(Base):
         """Zero-shot scores (B,) and maps (B, G, G): harmonic mean of the image's score and of both scales' maps."""
         scores = class_probabilities(features["image_features"], text_features)[:, 1]
         inverse = 1 / scores[:, None, None]
-        for size in SCALES:
-            abnormal = class_probabilities(features[f"window_features_{size}"], text_features)[..., 1]
-            inverse = inverse + 1 / self.map_of_windows(abnormal, size)
+        for scale in SCALES:
+            abnormal = class_probabilities(features[f"window_features_{scale}"], text_features)[..., 1]  # (B, W)
+            inverse = inverse + 1 / self.map_of_windows(abnormal, scale)
         return scores, (1 + len(SCALES)) / inverse
 
     def vision_guided(self, features: dict[str, torch.Tensor], references: dict[str, torch.Tensor]) -> torch.Tensor:
         """Few-shot maps (B, G, G): mean of the associations of patches and of both scales' windows."""
         maps = [association(features["patch_tokens"], references["patch_tokens"]).unflatten(1, (self.model.grid, -1))]
-        for size in SCALES:
-            name = f"window_features_{size}"
-            maps.append(self.map_of_windows(association(features[name], references[name]), size))
+        for scale in SCALES:
+            name = f"window_features_{scale}"
+            maps.append(self.map_of_windows(association(features[name], references[name]), scale))
         return torch.stack(maps).mean(dim=0)
 
-    def map_of_windows(self, scores: torch.Tensor, size: int) -> torch.Tensor:
+    def map_of_windows(self, scores: torch.Tensor, scale: int) -> torch.Tensor:
         """`harmonic_map` on the model's grid."""
-        return harmonic_map(scores, (self.model.grid, self.model.grid), size)
+        return harmonic_map(scores, (self.model.grid, self.model.grid), scale)
 
 
 def prompts(class_name: str) -> tuple[list[str], list[str]]:
     """147 normal and 84 abnormal prompts of a class, states outer, templates inner; underscores stay."""
-    normal, abnormal = (
-        [template.format(state.format(class_name)) for state in states for template in WINCLIP_TEMPLATES]
-        for states in (NORMAL_STATES, WINCLIP_ABNORMAL_STATES)
+    return (
+        ensemble_prompts(NORMAL_STATES, TEMPLATES, class_name),
+        ensemble_prompts(ABNORMAL_STATES, TEMPLATES, class_name),
     )
-    return normal, abnormal
 
 
-def window_indices(grid: tuple[int, int], size: int, stride: int = 1) -> torch.Tensor:
-    """Patches (W, size * size) of the square windows of a grid (rows, columns); both in row-major order."""
+def window_indices(grid: tuple[int, int], scale: int, stride: int = 1) -> torch.Tensor:
+    """Patches (W, scale * scale) of the square windows of a grid (rows, columns); both in row-major order."""
     patches = torch.arange(grid[0] * grid[1]).view(grid)
-    return patches.unfold(0, size, stride).unfold(1, size, stride).flatten(2).flatten(0, 1)
+    return patches.unfold(0, scale, stride).unfold(1, scale, stride).flatten(2).flatten(0, 1)
 
 
 def window_features(visual: VisionTransformer, tokens: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
@@ -126,18 +139,18 @@ def window_features(visual: VisionTransformer, tokens: torch.Tensor, windows: to
     return (visual.ln_post(torch.cat(class_tokens)) @ visual.proj).unflatten(0, (len(tokens), -1))
 
 
-def harmonic_map(scores: torch.Tensor, grid: tuple[int, int], size: int, stride: int = 1) -> torch.Tensor:
+def harmonic_map(scores: torch.Tensor, grid: tuple[int, int], scale: int, stride: int = 1) -> torch.Tensor:
     """Harmonic mean (B, rows, columns) for each patch of the scores (B, W) of the windows it lies in.
 
     A score of 0 gives 0, as does a patch in no window.
     """
-    inverse = (1 / scores).unsqueeze(1).expand(-1, size * size, -1)
-    count = F.fold(torch.ones_like(inverse[:1]), grid, size, stride=stride)
-    return (count / F.fold(inverse, grid, size, stride=stride)).nan_to_num(0).squeeze(1)
+    inverse = (1 / scores).unsqueeze(1).expand(-1, scale * scale, -1)  # (B, patches of a window, W)
+    count = F.fold(torch.ones_like(inverse[:1]), grid, scale, stride=stride)
+    return (count / F.fold(inverse, grid, scale, stride=stride)).nan_to_num(0).squeeze(1)
 
 
 def association(features: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """min over references (R, d) of (1 - cos) / 2 for features (B, N, d): (B, N) in [0, 1]."""
     features, references = F.normalize(features, dim=-1), F.normalize(references, dim=-1)
     nearest = torch.stack([(image @ references.T).amax(dim=-1) for image in features])  # one image: (N, R) in memory
-    return ((1 - nearest) / 2).clamp(min=0)  # rounding takes cos beyond 1, and harmonic means bear no negative numbers
+    return ((1 - nearest) / 2).clamp(min=0)  # rounding takes cos beyond 1, and harmonic means need scores >= 0

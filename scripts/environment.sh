@@ -1,5 +1,9 @@
-# Sourced by the other scripts: goes to the repository's root and makes .venv with the requirements, once.
+# Sourced by the other scripts: goes to the repository's root, and makes .venv with the requirements, once.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+
+# The paper's settings of AnomalyCLIP on ViT-L/14@336, and of its training
+PAPER_FLAGS="--features_list 24 --image_size 518"
+PAPER_TRAINING="--batch_size 8 --epoch 15 --depth 9 --n_ctx 12 --t_n_ctx 4"
 
 make_environment() {
     local stamp=.venv/.installed base=${PYTHON:-python3}

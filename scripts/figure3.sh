@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Figure 3 of the paper, attention maps of one patch (row and column from 0 on):
+# Figure 3 of the paper, attention maps of one patch (row and column counted from 0):
 #     bash scripts/figure3.sh [IMAGE ROW COLUMN] [arguments of attention_maps.py]
 # Without an image: MVTec AD's first anomalous bottle and the patch with most of its anomaly. DATA_ROOT says where the data
 # sets are (data). Offline on the embedded backbone: bash scripts/figure3.sh IMAGE ROW COLUMN --model tiny
@@ -22,4 +22,4 @@ else
     QUERY=(--image "$IMAGE" --mask "$MASK")
 fi
 make_environment
-"$PYTHON" scripts/attention_maps.py "${QUERY[@]}" "$@"
+"$PYTHON" scripts/paper/attention_maps.py "${QUERY[@]}" "$@"

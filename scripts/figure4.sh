@@ -17,4 +17,4 @@ make_environment
 for dataset in "${DATASETS[@]}"; do
     [ -f "results/$dataset/metrics.json" ] && [ -d "results/$dataset/vis" ] || bash scripts/test.sh "$dataset" --vis
 done
-"$PYTHON" scripts/panels.py "${DATASETS[@]/#/results/}" "$@"
+"$PYTHON" scripts/paper/panels.py "${DATASETS[@]/#/results/}" "$@"

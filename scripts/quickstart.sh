@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job in small, offline, on a CPU: render two synthetic data sets, learn the two prompts on one of them with
+# The whole job in miniature, offline, on a CPU: render two synthetic data sets, learn the two prompts on one of them with
 # the embedded tiny backbone, find anomalies on the other. Steps that are done are skipped.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

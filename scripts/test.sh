@@ -13,10 +13,6 @@ TRAINED=checkpoints/trained_on_$([ "$DATASET" = mvtec ] && echo visa || echo mvt
 CHECKPOINT=$TRAINED/epoch_15.pth
 [ -f "$CHECKPOINT" ] || { echo "error: $CHECKPOINT is missing; make it with bash scripts/${TRAINED/checkpoints\/trained_on/train}.sh" >&2; exit 2; }
 
-case $DATASET in
-    headct | brainmri | br35h | covid19) METRICS=image-level ;;
-    isic | colondb | clinicdb | kvasir | endo | tn3k) METRICS=pixel-level ;;
-    *) METRICS=image-pixel-level ;;
-esac
+METRICS=$("$PYTHON" scripts/paper/tables.py "$DATASET" | cut -d ' ' -f 2)
 "$PYTHON" test.py --dataset "$DATASET" --data_path "${DATA_ROOT:-data}/$DATASET" --checkpoint_path "$CHECKPOINT" \
     --save_path "results/$DATASET" --metrics "$METRICS" "$@"

@@ -1,9 +1,4 @@
 #!/usr/bin/env bash
 # The paper's training on MVTec AD's test split; its checkpoint tests all data sets but MVTec AD.
 # DATA_ROOT says where the data sets are (data). Further arguments go to train.py.
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-make_environment
-
-"$PYTHON" train.py --dataset mvtec --train_data_path "${DATA_ROOT:-data}/mvtec" --save_path checkpoints/trained_on_mvtec \
-    --features_list 24 --image_size 518 --batch_size 8 --epoch 15 --depth 9 --n_ctx 12 --t_n_ctx 4 --resume "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/paper/train.sh" mvtec "$@"

@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, atomic_path, run_cli, write_json  # noqa: E402
+from utils import InputError, atomic_path, run_cli, write_json
 
 if TYPE_CHECKING:
     import open_clip
@@ -32,7 +32,6 @@ MODEL = {
     "vision_cfg": {"image_size": 96, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4},
 }
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TAU = 0.07
 PAIRS = 32  # scenes per step, each with its twin
 SMALL, SMALL_STEPS, FULL = 64, 2200, 96  # pixels; the first steps see small pictures
@@ -118,9 +117,11 @@ def build(seed: int) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer, list[in
     return clip, tokenizer, ids, rows
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """uint8 images (B, 3, S, S) as the vision tower wants them."""
     import torch
+
+    from AnomalyCLIP_lib.model import MEAN, STD
 
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
     return (images - mean) / std
@@ -175,8 +176,9 @@ class Trainer:
         from AnomalyCLIP_lib.dpam import encode
 
         layers = MODEL["vision_cfg"]["layers"]
-        token, (patches,) = encode(self.clip.visual, normalise(images), [layers], dpam_layer=layers)
-        return F.normalize(token, dim=-1), F.normalize(patches[:, 1:], dim=-1)
+        features = encode(self.clip.visual, normalize(images), [layers], dpam_layer=layers)
+        token, patches = features["image_features"], features["patch_features"][:, 0, 1:]
+        return F.normalize(token, dim=-1), F.normalize(patches, dim=-1)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of the loss, and the share of class tokens that know the state of their scene."""
@@ -293,8 +295,8 @@ def narrow_cone(weights: dict[str, Tensor], batch: dict) -> dict[str, Tensor]:
     with torch.no_grad():
         texts = F.normalize(clip.encode_text(tokenize(texts)), dim=-1)
         layers = MODEL["vision_cfg"]["layers"]
-        _, (patches,) = encode(clip.visual, normalise(batch["images"]), [layers], dpam_layer=layers)
-        patches = patches[:, 1:].flatten(0, 1)
+        features = encode(clip.visual, normalize(batch["images"]), [layers], dpam_layer=layers)
+        patches = features["patch_features"][:, 0, 1:].flatten(0, 1)
         length = patches.norm(dim=-1).mean()
         patches = F.normalize(patches, dim=-1)
         spread = (texts.T @ texts / len(texts) + patches.T @ patches / len(patches)) / 2
@@ -324,11 +326,12 @@ def probe(weights: dict[str, Tensor], per_kind: int = 2, size: int = FULL) -> di
         for category in render.categories("validation"):
             images, masks = render.small_test_split("validation", category, seed=7, per_kind=per_kind, size=size)
             masks = np.stack(masks)
-            batch = normalise(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+            batch = normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
             for name, dpam_layer in (("pixel", layers), ("pixel_without_dpam", 1)):
-                token, (patches,) = encode(clip.visual, batch, [layers], dpam_layer=dpam_layer)
-                grid = int((patches.shape[1] - 1) ** 0.5)
-                maps = (F.normalize(patches[:, 1:], dim=-1) @ direction).unflatten(1, (grid, grid))
+                features = encode(clip.visual, batch, [layers], dpam_layer=dpam_layer)
+                token, patches = features["image_features"], features["patch_features"][:, 0, 1:]
+                grid = int(patches.shape[1] ** 0.5)
+                maps = (F.normalize(patches, dim=-1) @ direction).unflatten(1, (grid, grid))
                 maps = F.interpolate(maps[:, None], size=(size, size), mode="bilinear")
                 scores[name].append(roc_auc_score(masks.ravel(), maps.numpy().ravel()))
             scores["image"].append(roc_auc_score(masks.any((1, 2)), (F.normalize(token, dim=-1) @ direction).numpy()))
@@ -338,6 +341,8 @@ def probe(weights: dict[str, Tensor], per_kind: int = 2, size: int = FULL) -> di
 def export(weights: dict[str, Tensor], folder: Path) -> None:
     """Write open_clip_config.json and model.safetensors."""
     from safetensors.torch import save
+
+    from AnomalyCLIP_lib.model import MEAN, STD
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "open_clip_config.json", {"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": STD}})

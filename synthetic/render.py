@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, run_cli  # noqa: E402
+from utils import InputError, run_cli
 
 if TYPE_CHECKING:
     from numpy import ndarray

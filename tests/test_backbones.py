@@ -1,6 +1,8 @@
-"""Loading: every kind of weights file, and agreement with open_clip's own forward pass."""
+"""Loading: every kind of weights file, towers and files that are refused, a machine without network."""
 
 import copy
+import threading
+from pathlib import Path
 
 import generated_weights
 import open_clip
@@ -9,38 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 import AnomalyCLIP_lib
-from AnomalyCLIP_lib import backbones
-from prompt_ensemble import PromptLearner, load_prompt_learner
-from utils import InputError
+from AnomalyCLIP_lib import InputError, backbones
 
 
-@pytest.mark.parametrize(
-    ("name", "pixels"), [("ViT-B-16", 224), ("ViT-B-16-plus-240", 240), ("ViT-H-14", 224), ("ViT-B-32-quickgelu", 224)]
-)
-def test_without_dpam_equals_open_clip(name, pixels, tmp_path, monkeypatch):
-    """Two blocks of each tower: open_clip's patch tokens, class feature (with ln_post) and text features."""
-    config = copy.deepcopy(open_clip.get_model_config(name))
-    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
-    monkeypatch.setattr(open_clip, "get_model_config", lambda _: copy.deepcopy(config))
-    torch.manual_seed(0)
-    original = open_clip.CLIP(**config).eval()
-    original.visual.output_tokens = True
-    torch.save(original.state_dict(), tmp_path / "weights.pt")
-    model = AnomalyCLIP_lib.load(name, tmp_path / "weights.pt", image_size=pixels, dpam_layer=1)
-    images = torch.randn(2, 3, pixels, pixels)
-    texts = ["a photo of a damaged metal nut.", "x"]
-    with torch.no_grad():
-        image_features, (patch_features,) = model.encode_image(images)
-        class_feature, patch_tokens = original.visual(images)
-        text_features, expected_text = model.encode_text(texts), original.encode_text(open_clip.tokenize(texts))
-    torch.testing.assert_close(patch_features[:, 0], class_feature, atol=1e-4, rtol=0)
-    torch.testing.assert_close(patch_features[:, 1:], patch_tokens @ original.visual.proj, atol=1e-4, rtol=0)
-    torch.testing.assert_close(text_features, expected_text, atol=1e-4, rtol=0)
-    stream = []
-    original.visual.ln_post.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0][:, 0]))
-    with torch.no_grad():
-        original.visual(images)
-    torch.testing.assert_close(image_features, stream[0] @ original.visual.proj, atol=1e-4, rtol=0)
+class Exploit:
+    def __reduce__(self):
+        return (print, ("a pickle was executed",))
+
+
+EXPLOIT = Exploit()
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +79,70 @@ def test_tag_reads_the_file_in_the_cache_of_openais_code(tensors, tmp_path, monk
     assert isinstance(model.clip.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
 
 
-def test_weights_that_cannot_be_downloaded_name_file_and_place(tmp_path, monkeypatch):
-    def offline(*_):
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """A home without weights, and a hub's cache without any."""
+    monkeypatch.setattr(backbones.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(backbones.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_weights_that_cannot_be_had_name_file_and_place_at_once(no_weights, offline, tmp_path, monkeypatch):
+    """One line without a second try; HF_HUB_OFFLINE does not even ask."""
+    asked = []
+
+    def fail(request, timeout):
+        asked.append(request.host)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(backbones.Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(backbones, "download_pretrained", offline)
+    monkeypatch.setattr(backbones.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(backbones.huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     with pytest.raises(InputError) as error:
         AnomalyCLIP_lib.load("ViT-L-14-336", "openai")
     message = str(error.value)
-    assert "\n" not in message and "no route to host" in message
+    assert (
+        "\n" not in message and ("HF_HUB_OFFLINE is set" if offline else "huggingface.co: no route to host") in message
+    )
     assert str(tmp_path / ".cache" / "clip" / "ViT-L-14-336px.pt") in message
+    assert asked == ([] if offline else ["huggingface.co", "openaipublic.azureedge.net"])
+
+
+def test_a_host_that_does_not_answer_is_given_up_after_seconds(monkeypatch):
+    monkeypatch.setattr(backbones, "ANSWER_SECONDS", 0.2)
+
+    def never(*_, **__):
+        threading.Event().wait(2)
+        raise OSError("too late")
+
+    monkeypatch.setattr(backbones.urllib.request, "urlopen", never)
+    assert backbones.unreachable("https://example.org") == "no answer"
+
+
+def test_weights_are_downloaded_from_their_own_address_where_the_hub_is_out_of_reach(no_weights, tmp_path, monkeypatch):
+    def download(weights, prefer_hf_hub, cache_dir):
+        assert not prefer_hf_hub
+        (Path(cache_dir) / "partial").write_bytes(b"weights")
+        return str(Path(cache_dir) / "partial")
+
+    monkeypatch.setattr(backbones, "unreachable", lambda url: "blocked" if "huggingface" in url else None)
+    monkeypatch.setattr(backbones, "download_pretrained", download)
+    path, quick_gelu, _ = backbones.find_tagged_weights("ViT-L-14-336", "openai")
+    assert path == tmp_path / ".cache" / "clip" / "ViT-L-14-336px.pt" and path.read_bytes() == b"weights"
+    assert quick_gelu and list(path.parent.iterdir()) == [path]
+
+
+def test_weights_in_the_hubs_cache_need_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones.Path, "home", lambda: tmp_path)
+    asked = []
+
+    def cached(repository, name):
+        asked.append((repository, name))
+        return str(tmp_path / name) if name.endswith(".bin") else None
+
+    monkeypatch.setattr(backbones.huggingface_hub, "try_to_load_from_cache", cached)
+    path, _, _ = backbones.find_tagged_weights("ViT-B-16-plus-240", "laion400m_e31")
+    assert path == tmp_path / "open_clip_pytorch_model.bin"
+    assert {repository for repository, _ in asked} == {"timm/vit_base_patch16_plus_clip_240.laion400m_e31"}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +157,7 @@ def test_weights_that_cannot_be_downloaded_name_file_and_place(tmp_path, monkeyp
         ("no-such-model", "has no model"),
     ],
 )
-def test_towers_that_cannot_be_served_are_refused_by_name(name, reason):
+def test_towers_that_are_not_supported_are_refused_by_name(name, reason):
     with pytest.raises(InputError, match=reason) as error:
         AnomalyCLIP_lib.load(name, "openai")
     assert name in str(error.value)
@@ -140,25 +172,18 @@ def test_towers_that_cannot_be_served_are_refused_by_name(name, reason):
         ([1, 2], "not a state dict"),
         (b"", "cannot be read"),
         (b"no weights at all", "not opened"),
-        (pytest, "not opened"),
+        ({"visual": EXPLOIT}, "not opened"),
     ],
 )
-def test_files_that_are_no_clip(tmp_path, content, message):
+def test_files_that_do_not_hold_a_clip(tmp_path, content, message):
     path = tmp_path / "weights.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
-    elif content is pytest:
-        torch.save({"visual": Exploit()}, path)
     else:
         torch.save(content, path)
     with pytest.raises(InputError, match=message) as error:
         AnomalyCLIP_lib.load(None, path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-class Exploit:
-    def __reduce__(self):
-        return (print, ("a pickle was executed",))
 
 
 def test_incomplete_weights_name_the_missing_tensor(tensors, tmp_path):
@@ -180,61 +205,3 @@ def test_incomplete_weights_name_the_missing_tensor(tensors, tmp_path):
 def test_impossible_settings(weights_file, options, message):
     with pytest.raises(InputError, match=message):
         AnomalyCLIP_lib.load(None, weights_file, **options)
-
-
-def test_layers_out_of_range(small_model):
-    for layers in ([25], [0], [], [3, 3]):
-        with pytest.raises(InputError, match="between 1 and 24"):
-            small_model.encode_image(torch.zeros(1, 3, 126, 126), layers)
-
-
-def test_checkpoint_layout_at_width_768():
-    """Exactly the names and shapes of the authors' files, and a file in that layout loads."""
-
-    class Width768:
-        num_text_layers, device = 12, torch.device("cpu")
-        tokenizer = open_clip.SimpleTokenizer()
-        clip = torch.nn.Module()
-
-    Width768.clip.token_embedding, Width768.clip.ln_final = torch.nn.Embedding(49408, 768), torch.nn.LayerNorm(768)
-    expected = {}
-    for side in ("pos", "neg"):
-        expected |= {f"ctx_{side}": (1, 1, 12, 768), f"tokenized_prompts_{side}": (1, 1, 77)}
-        expected |= {f"token_prefix_{side}": (1, 1, 1, 768), f"token_suffix_{side}": (1, 1, 64, 768)}
-    for index in range(8):
-        expected[f"compound_prompts_text.{index}"] = (4, 768)
-        expected[f"compound_prompt_projections.{index}.weight"] = (896, 768)
-        expected[f"compound_prompt_projections.{index}.bias"] = (896,)
-    state = PromptLearner(Width768()).state_dict()
-    assert {key: tuple(value.shape) for key, value in state.items()} == expected
-    normal = [49406] + [343] * 12 + [14115, 269, 49407]
-    abnormal = [49406] + [343] * 12 + [13568, 14115, 269, 49407]
-    assert state["tokenized_prompts_pos"].flatten().tolist() == normal + [0] * (77 - len(normal))
-    assert state["tokenized_prompts_neg"].flatten().tolist() == abnormal + [0] * (77 - len(abnormal))
-
-    theirs = {
-        key: torch.randint(9, shape) if "tokenized" in key else torch.randn(shape) for key, shape in expected.items()
-    }
-    loaded = load_prompt_learner(Width768(), theirs)
-    assert all(torch.equal(value, theirs[key]) for key, value in loaded.state_dict().items())
-    assert (loaded.n_ctx, loaded.depth, loaded.t_n_ctx) == (12, 9, 4)
-
-
-def test_checkpoint_of_another_width_or_kind(small_model):
-    state = PromptLearner(small_model, depth=3).state_dict()
-    assert load_prompt_learner(small_model, state).depth == 3
-    with pytest.raises(InputError, match="width 64"):
-        load_prompt_learner(small_model, state | {"ctx_pos": torch.zeros(1, 1, 12, 64)})
-    with pytest.raises(InputError, match="ctx_neg"):
-        load_prompt_learner(small_model, {key: value for key, value in state.items() if key != "ctx_neg"})
-    with pytest.raises(InputError, match="12 blocks"):
-        PromptLearner(small_model, depth=13)
-
-
-def test_object_aware_prompts_put_the_class_name_in_place_of_object(small_model):
-    learner = PromptLearner(small_model)
-    with torch.no_grad():
-        aware, agnostic = learner(["bottle", "object"]), learner()
-    assert aware.shape == (2, 2, 96)
-    torch.testing.assert_close(aware[1], agnostic)
-    assert (aware[0] - agnostic).abs().max() > 1e-3

@@ -2,30 +2,32 @@
 
 import math
 
-import goldens
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    REFERENCES,
+    assert_close,
+    load_reference_model,
+    make_method,
+    read_references,
+    reference_images,
+    reference_names,
+)
 
 import AnomalyCLIP_lib
 from AnomalyCLIP_lib.similarity import class_probabilities, smooth
-from methods import flags
+from features import set_classes
 from methods.coop import Method
 from utils import InputError
 
-FILE = goldens.DATA / "coop.npz"
+FILE = REFERENCES / "coop.npz"
 RUNS = ("const", "csc", "mixed", "scale100", "sched", "decay")
-
-
-def settings_of(**changes) -> dict:
-    """CoOp's default settings for settings and training, with `changes`."""
-    parts = flags("coop")
-    return parts["SETTINGS"] | parts["TRAINING"] | {"image_size": 98} | changes
 
 
 def make(model, **changes) -> Method:
     """The method with the references' context."""
-    method = Method(model, settings_of(**changes))
+    method = make_method("coop", model, **changes)
     shape = method.learner.ctx.shape
     values = np.random.RandomState(6006 if len(shape) == 3 else 6005).standard_normal(shape) * 0.02
     method.load({"ctx": torch.from_numpy(values.astype(np.float32))})
@@ -62,12 +64,12 @@ def train(model, config: dict, features: dict[str, torch.Tensor], run: str) -> t
 
 def compute(model, config: dict) -> dict:
     """Every array of the reference file, complete, by name."""
-    images, classes, sigma = goldens.images(config, 8), config["classes"], config["sigma"]
+    images, classes, sigma = reference_images(config, 8), config["classes"], config["sigma"]
     method, summed = make(model), make(model, features_list=[2, 4, 6])
     features, blocks = method.encode(images), summed.encode(images)
     without = make(model, no_ln_post=True).encode(images)
     for each in (method, summed):
-        each.set_classes(classes)
+        set_classes(each, classes)
     embeddings, tokens = method.learner.prompts(classes)
     ours = {
         "tokenized_prompts": tokens,
@@ -92,7 +94,7 @@ def compute(model, config: dict) -> dict:
         trained, arrays = train(model, config, features, run)
         ours |= arrays
         if run == "const":
-            trained.set_classes(["bottle"])
+            set_classes(trained, ["bottle"])
             scores, maps = trained.predict(features, "bottle")
             ours |= {
                 "trained_text_features": trained.text_features["bottle"],
@@ -105,15 +107,15 @@ def compute(model, config: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory):
+def references(tmp_path_factory):
     """Stored arrays, config and model."""
-    arrays, config = goldens.read(FILE)
-    return arrays, config, goldens.load_model(config, str(arrays["weights_sha256"]), tmp_path_factory.mktemp("coop"))
+    arrays, config = read_references(FILE)
+    return arrays, config, load_reference_model(config, str(arrays["weights_sha256"]), tmp_path_factory.mktemp("coop"))
 
 
 @pytest.fixture(scope="module")
-def ours(golden):
-    _, config, model = golden
+def ours(references):
+    _, config, model = references
     return compute(model, config)
 
 
@@ -122,17 +124,17 @@ def tiny():
     return AnomalyCLIP_lib.load("tiny", dpam_layer=1)
 
 
-@pytest.mark.parametrize("name", goldens.names(FILE))
-def test_reference(golden, ours, name):
-    goldens.assert_close(ours[name], golden[0][name])
+@pytest.mark.parametrize("name", reference_names(FILE))
+def test_reference(references, ours, name):
+    assert_close(ours[name], references[0][name])
 
 
-def test_every_array_is_compared(golden, ours):
-    assert ours.keys() | {"seed", "weights_sha256"} == golden[0].keys()
+def test_every_array_is_compared(references, ours):
+    assert ours.keys() | {"seed", "weights_sha256"} == references[0].keys()
 
 
 def test_own_settings(tiny):
-    method = Method(tiny, settings_of())
+    method = make_method("coop", tiny)
     group = method.optimizer().param_groups[0]
     expected = {"lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "dampening": 0, "nesterov": False}
     assert expected.items() <= group.items()
@@ -141,7 +143,7 @@ def test_own_settings(tiny):
 
 
 def test_schedule(tiny):
-    method = Method(tiny, settings_of())
+    method = make_method("coop", tiny)
     rates = [method.learning_rate(epoch) for epoch in range(1, 201)]
     assert rates[:2] == [1e-5, 0.002]
     assert rates[101] == pytest.approx(0.001)
@@ -151,7 +153,7 @@ def test_schedule(tiny):
 
 @pytest.mark.parametrize("csc", [False, True])
 def test_contexts_belong_to_states_not_to_objects(tiny, csc):
-    learner = Method(tiny, settings_of(csc=csc)).learner
+    learner = make_method("coop", tiny, csc=csc).learner
     together = learner(["bottle", "metal_nut", "screw"])
     for features, name in zip(together, ["bottle", "metal_nut", "screw"], strict=True):
         torch.testing.assert_close(features, learner([name])[0], atol=1e-5, rtol=0)
@@ -161,7 +163,7 @@ def test_contexts_belong_to_states_not_to_objects(tiny, csc):
 @pytest.mark.parametrize("csc", [False, True])
 def test_training_lowers_the_loss_of_every_class(tiny, csc):
     torch.manual_seed(0)
-    method = Method(tiny, settings_of(csc=csc))
+    method = make_method("coop", tiny, csc=csc)
     labels, names = torch.tensor([0, 1] * 4), ["metal_nut", "metal_nut", "screw", "screw"] * 2
     image_features = torch.randn(8, tiny.clip.visual.proj.shape[1]) + 2 * labels[:, None]
     optimizer, losses = method.optimizer(), []
@@ -177,15 +179,15 @@ def test_training_lowers_the_loss_of_every_class(tiny, csc):
 
 def test_state_goes_around(tiny):
     for csc in (False, True):
-        method = Method(tiny, settings_of(n_ctx=5, csc=csc))
+        method = make_method("coop", tiny, n_ctx=5, csc=csc)
         state = method.learner.state_dict()
         assert Method.sizes(state) == {"n_ctx": 5, "csc": csc}
-        other = Method(tiny, settings_of(**Method.sizes(state)))
+        other = make_method("coop", tiny, **Method.sizes(state))
         other.load(state)
         for each in (method, other):
-            each.set_classes(["screw"])
+            set_classes(each, ["screw"])
+            assert not each.text_features["screw"].requires_grad
         assert torch.equal(method.text_features["screw"], other.text_features["screw"])
-        assert not other.text_features["screw"].requires_grad
 
 
 @pytest.mark.parametrize(
@@ -204,12 +206,14 @@ def test_state_of_another_method_is_refused(tiny, state):
 )
 def test_state_that_does_not_fit_is_refused(tiny, state):
     with pytest.raises(InputError) as error:
-        Method(tiny, settings_of()).load(state)
+        make_method("coop", tiny).load(state)
     assert "\n" not in str(error.value)
 
 
 def test_length_of_the_context(tiny):
     with pytest.raises(InputError, match="at least 1"):
-        Method(tiny, settings_of(n_ctx=0))
-    with pytest.raises(InputError, match="n_ctx 74 makes a prompt of 81 tokens; the text tower takes 77"):
-        Method(tiny, settings_of(n_ctx=74)).set_classes(["bottle"])
+        make_method("coop", tiny, n_ctx=0)
+    with pytest.raises(
+        InputError, match="n_ctx 74 and 'anomalous bottle.' make a prompt of 81 tokens, but the text tower takes 77"
+    ):
+        make_method("coop", tiny, n_ctx=74).set_classes(["bottle"])

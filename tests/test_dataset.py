@@ -97,17 +97,9 @@ def test_attributes(root):
     assert dataset.classes == ["bottle", "cable"]
     assert [e.image_path for e in dataset.entries] == ["bottle/bad.png", "bottle/good.png", "cable/good one é.png"]
     assert dataset.has_masks
-    assert dataset.has_normals
     assert dataset.warnings == []
     train = load(root, split="train")
-    assert (len(train), train.has_masks, train.has_normals) == (1, False, True)
-
-
-def test_classes_can_be_chosen(root):
-    cable = load(root, classes=["cable"])
-    assert (len(cable), cable.classes, cable.has_masks) == (1, ["cable"], False)
-    assert cable.checksum != load(root).checksum
-    refused(root, "pcb1", "bottle", classes=["pcb1"])
+    assert (len(train), train.has_masks) == (1, False)
 
 
 def test_relative_root_gives_absolute_paths(root, monkeypatch):
@@ -138,7 +130,7 @@ def test_set_without_masks(root):
 def test_mask_of_a_normal_image_is_not_used(root):
     write_meta(root, {"test": {"bottle": [entry("bottle/good.png", "bottle/bad_mask.png", 0)]}})
     dataset = load(root)
-    assert (dataset.has_masks, dataset.has_normals) == (False, True)
+    assert not dataset.has_masks
     assert not dataset[0]["mask"].any()
 
 

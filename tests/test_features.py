@@ -1,4 +1,4 @@
-"""The feature cache: the same training bit for bit, reused, keyed, whole or absent."""
+"""Features computed once: the same numbers with and without a cache, and caches that are used for nothing else."""
 
 import os
 import platform
@@ -8,21 +8,14 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from helpers import QUICK, assert_same_checkpoint, check_error, make_data, make_method, run
 from PIL import Image
-from test_scripts import QUICK, assert_same_checkpoint, check_error, make_data, run
 
 import AnomalyCLIP_lib
 import features
-import methods
 from dataset import AnomalyDataset
-from features import open_features
-from methods.anomalyclip import Method
+from features import open_store
 from utils import InputError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +25,7 @@ def model():
 
 @pytest.fixture
 def method(model):
-    settings = methods.flags("anomalyclip")["SETTINGS"] | {"features_list": [3, 6], "image_size": model.image_size}
-    return Method(model, settings | {"dpam_layer": model.dpam_layer})
+    return make_method("anomalyclip", model, features_list=[3, 6])
 
 
 def forbid_encoding(monkeypatch):
@@ -57,12 +49,12 @@ def test_training_is_the_same_bit_for_bit_with_and_without_a_cache(data, tmp_pat
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 def test_batches_hold_the_models_features(data, method, tmp_path, cache):
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
-    source = open_features(method, dataset, "abc", cache, tmp_path)
+    dataset = AnomalyDataset(data, method.model.resize)
+    source = open_store(method, dataset, cache, tmp_path)
     order = torch.tensor([7, 0, 3, 11, 5])
     first, second = source.batches(order, batch_size=3)
     model = method.model
-    floats = AnomalyDataset(data, model.preprocess, model.image_size)
+    floats = AnomalyDataset(data, model.preprocess)
     items = [floats[index] for index in (7, 0, 3)]
     with torch.no_grad():
         image_features, patch_features = model.encode_image(torch.stack([item["image"] for item in items]), [3, 6])
@@ -76,11 +68,11 @@ def test_batches_hold_the_models_features(data, method, tmp_path, cache):
 
 @pytest.mark.parametrize(
     "change",
-    ["weights", "features_list", "dpam_mode", "dpam_layer", "image_size", "precision", "names", "dtype", "data"],
+    ["weights", "features_list", "dpam_mode", "dpam_layer", "image_size", "precision", "wanted", "dtype", "data"],
 )
 def test_a_cache_is_not_used_for_anything_else(data, method, tmp_path, monkeypatch, change):
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
-    open_features(method, dataset, "abc", "disk", tmp_path)
+    dataset = AnomalyDataset(data, method.model.resize)
+    open_store(method, dataset, "disk", tmp_path)
     other = {"features_list": [6], "dpam_mode": "qq", "dpam_layer": 1, "image_size": 104}
     if change in other:
         method.settings[change] = other[change]
@@ -88,68 +80,48 @@ def test_a_cache_is_not_used_for_anything_else(data, method, tmp_path, monkeypat
         dataset.checksum = "0"
     elif change == "precision":
         monkeypatch.setattr(method.model, "precision", "bf16")
+    elif change == "weights":
+        monkeypatch.setattr(method.model, "weights_sha256", "0")
+    wanted = ("image_features",) if change == "wanted" else None
     forbid_encoding(monkeypatch)
-    arguments = ("disk", tmp_path, "fp16" if change == "dtype" else "fp32", 0)
     with pytest.raises(AssertionError, match="computed again"):
-        names = ("image_features",) if change == "names" else None
-        open_features(method, dataset, "abd" if change == "weights" else "abc", *arguments, names)
+        open_store(method, dataset, "disk", tmp_path, "fp16" if change == "dtype" else "fp32", wanted=wanted)
 
 
 def test_only_the_wanted_features_are_kept(data, method, tmp_path):
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
+    dataset = AnomalyDataset(data, method.model.resize)
     for cache in ("none", "ram", "disk"):
-        source = open_features(method, dataset, "abc", cache, tmp_path, names=("image_features",))
+        source = open_store(method, dataset, cache, tmp_path, wanted=("image_features",))
         (batch,) = source.batches(torch.arange(2), 2)
         assert batch["features"].keys() == {"image_features"} and batch["mask"].shape[0] == 2
 
 
 def test_a_file_rewritten_with_the_same_number_of_bytes_is_noticed(method, tmp_path, monkeypatch):
     data = make_data(tmp_path / "data")
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
-    open_features(method, dataset, "abc", "disk", tmp_path / "cache")
+    dataset = AnomalyDataset(data, method.model.resize)
+    open_store(method, dataset, "disk", tmp_path / "cache")
     mask = data / "tile" / "masks" / "1.png"
     os.utime(mask, ns=(0, mask.stat().st_mtime_ns + 1))
-    assert AnomalyDataset(data, method.model.resize, method.model.image_size).checksum == dataset.checksum
+    assert AnomalyDataset(data, method.model.resize).checksum == dataset.checksum
     forbid_encoding(monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
-        open_features(method, dataset, "abc", "disk", tmp_path / "cache")
+        open_store(method, dataset, "disk", tmp_path / "cache")
 
 
 def test_a_killed_writer_leaves_nothing_that_is_used(data, method, tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("killed")
 
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
+    dataset = AnomalyDataset(data, method.model.resize)
     with monkeypatch.context() as patch:
         patch.setattr(features.shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing
         patch.setattr(features, "fill", fail)
         with pytest.raises(AssertionError, match="killed"):
-            open_features(method, dataset, "abc", "disk", tmp_path)
+            open_store(method, dataset, "disk", tmp_path)
     (left,) = tmp_path.iterdir()
     left.rename(tmp_path / f"{left.name.split('.')[0]}.{platform.node()}.{2**22 + 1}.tmp")
-    open_features(method, dataset, "abc", "disk", tmp_path)
+    open_store(method, dataset, "disk", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [left.name.split(".")[0]]
-
-
-@pytest.mark.parametrize("shape", [(3, 60, 80), (3, 96, 96), (3, 300, 130)])
-def test_images_normalised_on_the_device_are_the_same_bit_for_bit(model, shape):
-    values = np.random.RandomState(0).randint(0, 256, shape, np.uint8)
-    image = Image.fromarray(values.transpose(1, 2, 0))
-    assert model.resize(image).dtype == torch.uint8
-    assert torch.equal(model.normalize(model.resize(image)[None])[0], model.preprocess(image))
-    floats = torch.randn(1, 3, 4, 4)
-    assert model.normalize(floats) is floats
-
-
-def test_lower_precision_comes_close(model, monkeypatch):
-    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    exact, patches = model.encode_image(images, [3, 6])
-    for precision, tolerance in (("bf16", 0.03), ("fp16", 0.005)):
-        monkeypatch.setattr(model, "precision", precision)
-        rough, rough_patches = model.encode_image(images, [3, 6])
-        assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
-        for one, other in zip([exact, *patches], [rough, *rough_patches], strict=True):
-            assert ((one - other).norm() / one.norm()).item() < tolerance
 
 
 def test_a_precision_that_the_device_does_not_have(data, tmp_path, monkeypatch, capsys):
@@ -173,8 +145,8 @@ def test_a_failing_compiler_is_one_line(data, tmp_path, monkeypatch, capsys):
 
 
 def test_half_precision_takes_half_the_room(data, method, tmp_path):
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
-    full, half = (open_features(method, dataset, "abc", "disk", tmp_path, kind).arrays for kind in ("fp32", "fp16"))
+    dataset = AnomalyDataset(data, method.model.resize)
+    full, half = (open_store(method, dataset, "disk", tmp_path, kind).arrays for kind in ("fp32", "fp16"))
     assert half["patch_features"].nbytes * 2 == full["patch_features"].nbytes
     torch.testing.assert_close(half["patch_features"].float(), full["patch_features"], atol=1e-2, rtol=1e-3)
 
@@ -182,9 +154,9 @@ def test_half_precision_takes_half_the_room(data, method, tmp_path):
 def test_a_full_disk_is_said_before_anything_is_written(data, method, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
+    dataset = AnomalyDataset(data, method.model.resize)
     with pytest.raises(InputError, match="--cache_dtype fp16 or --cache none"):
-        open_features(method, dataset, "abc", "disk", tmp_path)
+        open_store(method, dataset, "disk", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -200,8 +172,8 @@ def test_bad_images_are_reported_while_the_cache_is_filled(tmp_path, monkeypatch
 def test_masks_survive(tmp_path, method):
     data = make_data(tmp_path / "data")
     mask = np.asarray(Image.open(data / "tile" / "masks" / "1.png"))
-    dataset = AnomalyDataset(data, method.model.resize, method.model.image_size)
-    source = open_features(method, dataset, "abc", "ram")
+    dataset = AnomalyDataset(data, method.model.resize)
+    source = open_store(method, dataset, "ram")
     (batch,) = source.batches(torch.tensor([7]), 1)
     share = batch["mask"].mean().item()
     assert share == pytest.approx((mask > 0).mean(), abs=0.01)

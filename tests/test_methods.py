@@ -1,4 +1,4 @@
-"""Every method behind train.py and test.py: whole runs, its own flags and nobody else's, and a method of one's own."""
+"""The interface of the methods: whole runs of each, their flags, and a method of one's own."""
 
 import importlib
 import json
@@ -9,39 +9,11 @@ import sys
 
 import pytest
 import torch
-from test_scripts import ROOT, SCRIPTS, check_error, make_data, run
+from helpers import ROOT, TINY, run
 
+import AnomalyCLIP_lib
 import methods
-from options import settings_from
-
-TINY = ("--model", "tiny", "--num_workers", "0", "--device", "cpu")
-TRAINED = [name for name in methods.names() if methods.method_class(name).STATE]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return add_train_split(make_data(tmp_path_factory.mktemp("data")))
-
-
-def add_train_split(root):
-    """The first two normal images of each class also as its train split."""
-    meta = json.loads((root / "meta.json").read_text())
-    meta["train"] = {name: [row for row in rows if not row["anomaly"]][:2] for name, rows in meta["test"].items()}
-    (root / "meta.json").write_text(json.dumps(meta))
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    """A checkpoint of each method that has any."""
-    checkpoints = {}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in TRAINED:
-            folder = tmp_path_factory.mktemp(name)
-            arguments = ("--train_data_path", data, "--save_path", folder, "--epoch", 2, "--method", name)
-            assert run(monkeypatch, "train", *arguments, *TINY) == 0
-            checkpoints[name] = folder / "epoch_2.pth"
-    return checkpoints
+from utils import InputError
 
 
 def test_the_methods_of_the_tables_are_there():
@@ -57,9 +29,9 @@ def test_flags_are_those_of_the_module(name):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_is_tested_the_same_with_any_batch_and_cache(name, data, trained, tmp_path, monkeypatch):
+def test_every_method_is_tested_the_same_with_any_batch_and_cache(name, data, checkpoints, tmp_path, monkeypatch):
     arguments = ["--data_path", data, *TINY]
-    arguments += ["--checkpoint_path", trained[name]] if name in trained else ["--method", name]
+    arguments += ["--checkpoint_path", checkpoints[name]] if name in checkpoints else ["--method", name]
     variants = {
         "plain": ("--batch_size", 5),
         "cached": ("--batch_size", 1, "--cache", "disk", "--cache_dir", tmp_path / "cache"),
@@ -73,83 +45,6 @@ def test_every_method_is_tested_the_same_with_any_batch_and_cache(name, data, tr
         assert cached["classes"][class_name] == pytest.approx(metrics, abs=1e-9)
 
 
-@pytest.mark.parametrize(("name", "model"), [("anomalyclip", None), ("vand", None), ("winclip", "ViT-B-16-plus-240")])
-def test_a_weights_file_says_what_it_is_only_if_it_may_be_openais(name, model, monkeypatch):
-    """Activations are not in the weights: OpenAI's have QuickGELU, WinCLIP's have GELU."""
-    command = ["test.py", "--method", name, "--pretrained", "weights.pt", "--data_path", "."]
-    monkeypatch.setattr(sys, "argv", command)
-    settings, _ = settings_from(SCRIPTS["test"].parse_args(), "TESTING")
-    assert settings["model"] == model and settings["pretrained"] == "weights.pt"
-
-
-def test_references_are_drawn_by_the_seed(data, tmp_path, monkeypatch):
-    arguments = ("--data_path", data, "--method", "winclip", "--k_shot", 1, *TINY)
-    results = []
-    for number, seed in enumerate((1, 1, 2, 3, 4)):
-        folder = tmp_path / str(number)
-        assert run(monkeypatch, "test", *arguments, "--seed", seed, "--save_path", folder) == 0
-        results.append((folder / "metrics.json").read_text())
-    assert results[0] == results[1] and len(set(results)) > 1
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "message"),
-    [
-        ("test", ("--method", "clip", "--dpam_mode", "qq"), "--dpam_mode is no flag of --method clip; it has --model"),
-        ("test", ("--method", "winclip", "--features_list", 6), "--features_list is no flag of --method winclip"),
-        ("test", ("--method", "vand", "--k_shot", 1), "--k_shot is no flag of --method vand"),
-        ("train", ("--method", "coop", "--lambda_local", 1), "--lambda_local is no flag of --method coop"),
-        ("train", ("--method", "clip"), "--method clip has nothing to train"),
-        ("test", ("--method", "winclip", "--k_shot", 3), "--k_shot 3 is more than the 2 normal images .*metal_nut"),
-        ("test", ("--method", "vand"), "--method vand needs --checkpoint_path FILE"),
-        ("test", ("--method", "coop"), "--method coop needs --checkpoint_path FILE"),
-    ],
-)
-def test_flags_that_do_not_fit_the_method(script, flags, message, data, tmp_path, monkeypatch, capsys):
-    root = {"train": "--train_data_path", "test": "--data_path"}[script]
-    assert run(monkeypatch, script, root, data, "--save_path", tmp_path, *flags, *TINY) == 2
-    check_error(capsys, message)
-
-
-def test_few_shot_without_a_train_split(tmp_path, monkeypatch, capsys):
-    data = make_data(tmp_path / "data")
-    arguments = ("--data_path", data, "--save_path", tmp_path / "run", "--method", "winclip", "--k_shot", 1, *TINY)
-    assert run(monkeypatch, "test", *arguments) == 2
-    check_error(capsys, "--k_shot 1 takes normal images of the train split, but .*no images to use in the train split")
-
-
-def test_checkpoints_of_other_methods_are_refused(data, trained, tmp_path, monkeypatch, capsys):
-    common = ("--data_path", data, "--save_path", tmp_path / "run", *TINY)
-    assert run(monkeypatch, "test", *common, "--checkpoint_path", trained["vand"], "--method", "anomalyclip") == 2
-    check_error(capsys, "--method anomalyclip contradicts .*epoch_2.pth, made with vand")
-    assert run(monkeypatch, "test", *common, "--checkpoint_path", trained["coop"], "--method", "clip") == 2
-    check_error(capsys, "--method clip contradicts .*epoch_2.pth, made with coop")
-    theirs = {"trainable_linearlayer": torch.load(trained["vand"], weights_only=True)["trainable_linearlayer"]}
-    torch.save(theirs, tmp_path / "authors.pth")
-    assert run(monkeypatch, "test", *common, "--checkpoint_path", tmp_path / "authors.pth") == 2
-    check_error(capsys, 'no "prompt_learner" in it; it looks like one of --method vand')
-    assert run(monkeypatch, "test", *common, "--checkpoint_path", tmp_path / "authors.pth", "--method", "winclip") == 2
-    check_error(capsys, "--method winclip is not trained; leave out --checkpoint_path")
-    assert run(monkeypatch, "test", *common, "--checkpoint_path", tmp_path / "authors.pth", "--method", "vand") == 0
-
-
-def test_a_checkpoint_of_a_method_that_is_not_here(data, trained, tmp_path, monkeypatch, capsys):
-    checkpoint = torch.load(trained["vand"], weights_only=True)
-    checkpoint["settings"]["method"] = "newer"
-    torch.save(checkpoint, tmp_path / "newer.pth")
-    arguments = ("--data_path", data, "--save_path", tmp_path, "--checkpoint_path", tmp_path / "newer.pth")
-    assert run(monkeypatch, "test", *arguments, *TINY) == 2
-    check_error(capsys, "made with --method newer, which this version does not have")
-
-
-def test_a_schedule_is_not_changed_by_resuming(data, trained, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(trained["coop"].parent, folder)
-    arguments = ("--train_data_path", data, "--save_path", folder, "--method", "coop", "--resume", *TINY)
-    assert run(monkeypatch, "train", *arguments, "--epoch", 3) == 2
-    check_error(capsys, "--resume: epoch is 3 now but was 2")
-
-
 @pytest.mark.parametrize("flag", [("--feature_map_layer", 2), ("--features_list", 3, 6)])
 def test_vand_has_a_linear_layer_for_each_tap(flag, data, tmp_path, monkeypatch):
     arguments = ("--train_data_path", data, "--save_path", tmp_path, "--method", "vand", "--epoch", 1, *flag, *TINY)
@@ -158,33 +53,88 @@ def test_vand_has_a_linear_layer_for_each_tap(flag, data, tmp_path, monkeypatch)
     assert len(checkpoint["trainable_linearlayer"]) == 4 and len(checkpoint["settings"]["features_list"]) == 2
 
 
-def test_hand_written_prompts_with_the_word_object(data, tmp_path, monkeypatch):
-    for prompt in ("hand-written", "hand-written-object"):
-        arguments = ("--data_path", data, "--prompt", prompt, "--save_path", tmp_path / prompt, "--features_list", 6)
-        assert run(monkeypatch, "test", *arguments, *TINY) == 0
-    named, objects = (json.loads((path / "metrics.json").read_text()) for path in sorted(tmp_path.iterdir()))
-    assert named["classes"] != objects["classes"]
+@pytest.mark.parametrize("name", methods.names())
+def test_complete_settings_depend_on_the_model_alone_and_leave_what_they_were_given(name):
+    model = AnomalyCLIP_lib.load("tiny", dpam_layer=None if name == "anomalyclip" else 1)
+    chosen, settings = methods.method_class(name), methods.flags(name)["SETTINGS"]
+    before = dict(settings)
+    complete = chosen.complete(settings, model)
+    assert settings == before and None not in (complete[key] for key in complete if key != "pretrained")
+    assert complete.keys() == settings.keys() | {"activation"}
+    assert chosen.complete(complete, model) == complete
+    given = {"image_size": 96, "features_list": [2], "depth": 1}
+    given = {key: value for key, value in given.items() if key in settings}
+    assert given.items() <= chosen.complete(settings | given, model).items()
 
 
-def test_the_readmes_method_works(data, tmp_path):
-    """The file that the README shows, put into methods/, is a method."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(# methods/top\.py.*?)```", readme, re.DOTALL).group(1)
-    assert len(code.splitlines()) <= 30
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, copy)
+def test_feature_map_layer_belongs_to_the_default_of_features_list():
+    model = AnomalyCLIP_lib.load("tiny")
+    settings = methods.flags("anomalyclip")["SETTINGS"] | {"feature_map_layer": 2}
+    complete = methods.method_class("anomalyclip").complete(settings, model)
+    assert complete["features_list"] == [5, 6] and "feature_map_layer" not in complete
+    with pytest.raises(InputError, match="--feature_map_layer 4 leaves nothing of --features_list 2 3 5 6"):
+        methods.method_class("anomalyclip").complete(settings | {"feature_map_layer": 4}, model)
+
+
+TOP = re.search(
+    r"```python\n(# methods/top\.py.*?)```", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), re.DOTALL
+).group(1)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the repository's code, to put a method into."""
+    root = tmp_path / "copy"
+    root.mkdir()
+    for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
+        shutil.copy(path, root)
     for folder in ("AnomalyCLIP_lib", "methods", "checkpoints/tiny"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "methods" / "top.py").write_text(code, encoding="utf-8")
-    command = [sys.executable, "test.py", "--method", "top", "--share", "0.05", "--data_path", data]
-    done = subprocess.run(
-        [*map(str, command), *TINY, "--save_path", str(tmp_path / "run")], cwd=copy, capture_output=True, text=True
-    )
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def run_copy(copy, script: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True)
+
+
+def test_the_documented_method_works(data, copy):
+    """The file that docs/methods.md shows, put into methods/, is a method, and the project's linter likes it."""
+    assert len(TOP.splitlines()) <= 30
+    (copy / "methods" / "top.py").write_text(TOP, encoding="utf-8")
+    for check in (["check"], ["format", "--check"]):
+        linted = run_copy(copy, "-m", "ruff", *check, "methods/top.py")
+        assert linted.returncode == 0, linted.stdout
+    common = ("--method", "top", "--share", 0.05, "--data_path", data, "--save_path", "run", *TINY)
+    done = run_copy(copy, "test.py", *common)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    results = json.loads((copy / "run" / "metrics.json").read_text())
     assert results["settings"]["method"] == "top" and results["mean"]["pixel_auroc"] > 50
-    assert "top only" in subprocess.run(
-        [sys.executable, "test.py", "--help"], cwd=copy, capture_output=True, text=True
-    ).stdout
+    assert "(top: 0.01)" in run_copy(copy, "test.py", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("SETTINGS = ", "SETTINGS: dict = ", "top.py: SETTINGS has to be a plain dict of literals, not annotated"),
+        ("SETTINGS = ", "OTHERS = ", "top.py: has no SETTINGS, the dict of its flags and their defaults"),
+        ("TESTING = {", "TESTING = 3 and {", "top.py: TESTING has to be a plain dict of literals"),
+        ("TESTING = ", "TRAINING = {'epoch': 1}\nTESTING = ", "--method top has flags for training but no STATE"),
+    ],
+)
+def test_a_method_that_is_not_complete_is_refused(data, copy, old, new, message):
+    (copy / "methods" / "top.py").write_text(TOP.replace(old, new, 1), encoding="utf-8")
+    done = run_copy(copy, "train.py", "--method", "top", "--train_data_path", data, *TINY)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_a_learner_without_state_is_refused(data, copy):
+    """Nothing would keep what it learns, and test.py would test it untrained."""
+    learner = "    def __init__(self, model, settings):\n        super().__init__(model, settings)\n"
+    learner += "        self.learner = torch.nn.Linear(2, 2)\n\n"
+    code = TOP.replace("    def encode(", learner + "    def encode(", 1).replace("from ", "import torch\n\nfrom ", 1)
+    (copy / "methods" / "top.py").write_text(code, encoding="utf-8")
+    done = run_copy(copy, "test.py", "--method", "top", "--data_path", data, *TINY)
+    assert done.returncode == 2
+    assert "methods/top.py: a method has a learner if and only if its class has STATE" in done.stderr

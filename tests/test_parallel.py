@@ -10,15 +10,9 @@ import time
 import psutil
 import pytest
 import torch
-from test_methods import add_train_split
-from test_scripts import QUICK, ROOT, check_error, make_data, run
+from helpers import QUICK, ROOT, check_error, run
 
 import parallel
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return add_train_split(make_data(tmp_path_factory.mktemp("data")))
 
 
 def torchrun(script: str, *arguments) -> list[str]:

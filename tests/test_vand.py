@@ -3,27 +3,34 @@
 import json
 from types import SimpleNamespace
 
-import goldens
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import (
+    REFERENCES,
+    assert_close,
+    load_reference_model,
+    make_method,
+    read_references,
+    reference_images,
+    reference_names,
+)
 from open_clip.transformer import QuickGELU
 
 import AnomalyCLIP_lib
-from AnomalyCLIP_lib.dpam import embed, run_block
-from methods import flags
+from AnomalyCLIP_lib.blocks import embed, run_block
 from methods.vand import Method, prompts
 from utils import InputError
 
-FILE = goldens.DATA / "vand.npz"
+FILE = REFERENCES / "vand.npz"
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory):
+def references(tmp_path_factory):
     """Reference arrays, and the same computed here: the names without and with gelu_."""
-    arrays, config = goldens.read(FILE)
-    model = goldens.load_model(config, str(arrays["weights_sha256"]), tmp_path_factory.mktemp("vand"))
+    arrays, config = read_references(FILE)
+    model = load_reference_model(config, str(arrays["weights_sha256"]), tmp_path_factory.mktemp("vand"))
     masks, labels = torch.from_numpy(arrays["masks"]).float(), torch.from_numpy(arrays["labels"])
     released = compute(model, config, masks, labels, quick_gelu=False)
     ours = compute(model, config, masks, labels, quick_gelu=True)
@@ -33,15 +40,16 @@ def golden(tmp_path_factory):
 def compute(model, config: dict, masks: torch.Tensor, labels: torch.Tensor, quick_gelu: bool) -> dict:
     """Features, scores, maps and a training run of the references' config, under the names of their arrays."""
     layers, classes = config["features_list"], config["classes"]
-    method = make_method(model, features_list=layers, quick_gelu=quick_gelu)
+    method = make_method("vand", model, features_list=layers, quick_gelu=quick_gelu)
     method.load(reference_linears(layers, *method.clip.visual.proj.shape))
-    images, class_names = goldens.images(config, 8), [classes[i // 2 % 2] for i in range(8)]
+    images, class_names = reference_images(config, 8), [classes[i // 2 % 2] for i in range(8)]
 
     results = {}
     with torch.no_grad():
         features = method.encode(images)
+        method.set_classes(classes)
         for name in classes:
-            results[f"text_features_{name}"] = method.text_features_of(name)
+            results[f"text_features_{name}"] = method.text_features[name]
             texts = prompts(name)
             results[f"prompts_{name}"] = dict(zip(("normal", "abnormal"), texts, strict=True))
             results[f"tokens_{name}"] = model.tokenizer(sum(texts, []))
@@ -54,7 +62,7 @@ def compute(model, config: dict, masks: torch.Tensor, labels: torch.Tensor, quic
             tokens = run_block(block, tokens)
             results[f"block_tokens_{number}"] = tokens
         linears = method.learner(features["patch_tokens"])
-        texts = torch.stack([method.text_features_of(name) for name in class_names])
+        texts = torch.stack([method.text_features[name] for name in class_names])
         maps = method.probability_maps(features["patch_tokens"], texts)
         for index, layer in enumerate(layers):
             torch.testing.assert_close(
@@ -90,11 +98,6 @@ def compute(model, config: dict, masks: torch.Tensor, labels: torch.Tensor, quic
     return results | {f"train_{name}": np.array(values) for name, values in runs.items()}
 
 
-def make_method(model, **settings) -> Method:
-    known = flags("vand")
-    return Method(model, known["SETTINGS"] | known["TRAINING"] | known["TESTING"] | settings)
-
-
 def reference_linears(layers: list[int], width: int, dimension: int) -> dict[str, torch.Tensor]:
     """The linear layers that the reference starts from."""
     stream, state = np.random.RandomState(5003), {}
@@ -104,15 +107,15 @@ def reference_linears(layers: list[int], width: int, dimension: int) -> dict[str
     return {name: torch.from_numpy(value.astype(np.float32)) for name, value in state.items()}
 
 
-@pytest.mark.parametrize("name", [name for name in goldens.names(FILE) if name not in ("masks", "labels")])
-def test_numbers_of_the_released_code(golden, name):
-    theirs, ours = golden[0][name], golden[1][name]
+@pytest.mark.parametrize("name", [name for name in reference_names(FILE) if name not in ("masks", "labels")])
+def test_numbers_of_the_released_code(references, name):
+    theirs, ours = references[0][name], references[1][name]
     if name.startswith("prompts_"):
         assert ours == json.loads(str(theirs))
     elif name == "activation_plain":
         assert ours == str(theirs)
     else:
-        goldens.assert_close(ours, theirs)
+        assert_close(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def tiny():
 @pytest.fixture
 def method(tiny):
     torch.manual_seed(0)
-    return make_method(tiny)
+    return make_method("vand", tiny)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def batch(tiny):
     labels, masks = torch.tensor([0, 1, 0, 1]), torch.zeros(4, size, size)
     masks[1, 10:40, 20:50], masks[3, 50:, :30] = 1, 1
     with torch.no_grad():
-        features = make_method(tiny).encode(torch.randn(4, 3, size, size, generator=stream))
+        features = make_method("vand", tiny).encode(torch.randn(4, 3, size, size, generator=stream))
     return features, labels, masks, ["bottle", "metal_nut", "metal_nut", "bottle"]
 
 
@@ -197,17 +200,20 @@ def test_texts_are_computed_once_and_keep_underscores(method):
     assert prompts("metal_nut")[1][0] == "a bad photo of a damaged metal_nut."
     assert [len(texts) for texts in prompts("bottle")] == [245, 175]
     method.set_classes(["metal_nut"])
-    first = method.text_features_of("metal_nut")
-    assert method.text_features_of("metal_nut") is first
+    first = method.text_features["metal_nut"]
+    method.set_classes(["metal_nut", "bottle"])
+    assert method.text_features["metal_nut"] is first
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(2))
 
 
 def test_a_file_in_the_authors_format_loads(method, batch, tmp_path):
-    path, other = tmp_path / "epoch_15.pth", make_method(method.model)
+    path, other = tmp_path / "epoch_15.pth", make_method("vand", method.model)
     torch.save({Method.STATE: method.learner.state_dict()}, path)
     state = torch.load(path, weights_only=True)["trainable_linearlayer"]
     assert Method.sizes(state) == {}
     other.load(state)
+    for each in (method, other):
+        each.set_classes(["x"])
     with torch.no_grad():
         for ours, theirs in zip(method.predict(batch[0], "x"), other.predict(batch[0], "x"), strict=True):
             assert torch.equal(ours, theirs)
@@ -224,26 +230,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(method, tiny):
     }
     for message, content in wrong.items():
         with pytest.raises(InputError) as caught:
-            make_method(tiny, features_list=[2, 6]).load(content)
+            make_method("vand", tiny, features_list=[2, 6]).load(content)
         assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="VAND's linear layers"):
         Method.sizes({})
 
 
-def test_training_without_masks_is_refused(method):
-    method.check_training(SimpleNamespace(root="data", has_masks=True))
+def test_training_without_masks_is_refused():
+    assert Method.check_training({}, SimpleNamespace(root="data", has_masks=True)) == []
     with pytest.raises(InputError, match="data has no masks"):
-        method.check_training(SimpleNamespace(root="data", has_masks=False))
+        Method.check_training({}, SimpleNamespace(root="data", has_masks=False))
 
 
 def test_the_model_stays_as_it_is_and_only_other_sizes_lose_quickgelu(weights_file):
     model = AnomalyCLIP_lib.load(None, weights_file, image_size=70)
     positions = model.clip.visual.positional_embedding
-    method, kept = make_method(model), make_method(model, quick_gelu=True)
-    native = make_method(AnomalyCLIP_lib.load(None, weights_file, image_size=84))
+    method, kept = make_method("vand", model), make_method("vand", model, quick_gelu=True)
+    native = make_method("vand", AnomalyCLIP_lib.load(None, weights_file, image_size=84))
+    activations = [each.settings["activation"] for each in (method, kept, native)]
+    assert activations == ["GELU", "QuickGELU", "QuickGELU"]
     for owner, quick in ((method, False), (kept, True), (native, True), (model, True)):
         for tower in (owner.clip.visual.transformer, owner.clip.transformer):
             assert all(isinstance(block.mlp.gelu, QuickGELU) == quick for block in tower.resblocks)
     assert model.clip.visual.positional_embedding is positions
     assert method.clip.visual.conv1.weight is model.clip.visual.conv1.weight
-    assert method.encoding() != kept.encoding()
+    assert method.cache_key() != kept.cache_key()

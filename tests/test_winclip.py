@@ -4,11 +4,11 @@ import hashlib
 import json
 
 import generated_weights
-import goldens
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import REFERENCES, assert_close, make_method, read_references
 from open_clip import CLIP, SimpleTokenizer
 
 import AnomalyCLIP_lib
@@ -18,13 +18,13 @@ from AnomalyCLIP_lib.similarity import class_probabilities, upsample
 from methods import winclip
 from utils import InputError
 
-GOLDEN, CONFIG = goldens.read(goldens.DATA / "winclip.npz")  # thinned out, but every array is there
-WEIGHTS_SHA256 = str(GOLDEN.pop("weights_sha256"))
-UNIT_WINDOW_SCORES = GOLDEN.pop("unit_window_scores")  # what `unit_harmonic` was made from
+STORED, CONFIG = read_references(REFERENCES / "winclip.npz")  # thinned out, but every array is there
+WEIGHTS_SHA256 = str(STORED.pop("weights_sha256"))
+UNIT_WINDOW_SCORES = STORED.pop("unit_window_scores")  # what `unit_harmonic` was made from
 
 
 def make_model(config: dict) -> AnomalyCLIP:
-    """The golden's CLIP: heads of 64, exact GELU, weights made from its seed."""
+    """The references' CLIP: heads of 64, exact GELU, weights made from its seed."""
     size = config["model"]
     vision = {"width": size["vision_width"], "layers": size["vision_layers"], "patch_size": size["patch"]}
     text = {"width": size["text_width"], "layers": size["text_layers"], "heads": size["text_width"] // 64}
@@ -43,8 +43,8 @@ def encode(method, images: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def compute(model: AnomalyCLIP) -> dict[str, torch.Tensor | dict]:
-    """All that the golden file holds, by its names."""
-    method = winclip.Method(model, {"k_shot": 0})
+    """All that the reference file holds, by its names."""
+    method = make_method("winclip", model)
     method.set_classes(["bottle", "metal_nut"])
     features = encode(method, noise(2000, 3, 3, 112, 112))
     ours = {"image_embeddings": features["image_features"], "patch_embeddings": features["patch_tokens"]}
@@ -70,7 +70,7 @@ def compute(model: AnomalyCLIP) -> dict[str, torch.Tensor | dict]:
     for size in (2, 3):
         ours[f"fs2_ref_window_embeddings_{size}"] = references[f"window_features_{size}"]
     for shots in (1, 2):
-        few_shot = winclip.Method(model, {"k_shot": shots})
+        few_shot = make_method("winclip", model, k_shot=shots)
         few_shot.text_features = method.text_features
         few_shot.set_references("bottle", {name: values[:shots] for name, values in references.items()})
         known = few_shot.references["bottle"]
@@ -99,7 +99,7 @@ def ours(model) -> dict:
     return compute(model)
 
 
-def test_golden_weights(model):
+def test_reference_weights(model):
     digest = hashlib.sha256()
     for name, values in sorted(model.clip.state_dict().items()):
         digest.update(name.encode())
@@ -107,16 +107,16 @@ def test_golden_weights(model):
     assert digest.hexdigest() == WEIGHTS_SHA256
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_golden(ours, name):
-    golden, values = GOLDEN[name], ours[name]
+@pytest.mark.parametrize("name", sorted(STORED))
+def test_reference(ours, name):
+    theirs, values = STORED[name], ours[name]
     if name.startswith("prompts_"):
-        assert values == json.loads(str(golden))
+        assert values == json.loads(str(theirs))
         return
-    if golden.dtype.kind == "f":
-        goldens.assert_close(values, golden)
+    if theirs.dtype.kind == "f":
+        assert_close(values, theirs)
     else:
-        assert np.array_equal(values, golden)
+        assert np.array_equal(values, theirs)
 
 
 # the method in plain loops, on the embedded backbone
@@ -134,7 +134,7 @@ def images(tiny) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def zero_shot(tiny):
-    method = winclip.Method(tiny, {"k_shot": 0})
+    method = make_method("winclip", tiny)
     method.set_classes(["metal_nut"])
     return method
 
@@ -146,7 +146,7 @@ def features(zero_shot, images) -> dict[str, torch.Tensor]:
 
 def few_shot(zero_shot, features: dict, references: list[int]):
     """A method that knows the images of these indices to be normal."""
-    method = winclip.Method(zero_shot.model, {"k_shot": len(references)})
+    method = make_method("winclip", zero_shot.model, k_shot=len(references))
     method.text_features = zero_shot.text_features
     method.set_references("metal_nut", {name: values[references] for name, values in features.items()})
     return method
@@ -298,6 +298,6 @@ def test_settings(tiny):
         "TRAINING": {},
         "TESTING": {"sigma": 0.0, "k_shot": 0},
     }
-    assert winclip.Method(tiny, {"k_shot": 4}).num_references == 4
+    assert make_method("winclip", tiny, k_shot=4).num_references == 4
     with pytest.raises(InputError, match="patches"):
-        winclip.Method(AnomalyCLIP_lib.load("tiny", image_size=16), {"k_shot": 0})
+        make_method("winclip", AnomalyCLIP_lib.load("tiny", image_size=16))

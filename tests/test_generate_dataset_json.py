@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from generate_dataset_json.builder import DATASETS, canonical_name
-from utils import InputError
+from generate_dataset_json.builder import DATASETS
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "generate_dataset_json"
 
@@ -485,30 +484,6 @@ def test_every_data_set_has_a_script_with_help():
 
 
 # Names of the data sets
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("mvtec", "mvtec"), ("MVTec", "mvtec"), ("SDD", "sdd"), ("DAGM_KaggleUpload", "dagm"), ("DTD", "dtd"),
-        ("dtd_synthetic", "dtd"), ("DTD-Synthetic", "dtd"), ("ISBI", "isic"), ("CVC-ColonDB", "colondb"),
-        ("CVC-ClinicDB", "clinicdb"), ("Chest", "covid19"), ("thyroid", "tn3k"), ("Br35H", "br35h"),
-        ("custom", "custom"),
-    ],
-)  # fmt: skip
-def test_canonical_name(name, key):
-    assert canonical_name(name) == key
-
-
-def test_canonical_name_of_every_key_and_alias():
-    for key, facts in DATASETS.items():
-        assert {canonical_name(name) for name in (key, key.upper(), *facts.aliases)} == {key}
-
-
-@pytest.mark.parametrize(("name", "needle"), [("colon", "colondb, clinicdb, kvasir, endo"), ("nothing", "mvtec, visa")])
-def test_unknown_or_ambiguous_name(name, needle):
-    with pytest.raises(InputError, match=needle):
-        canonical_name(name)
 
 
 def test_seventeen_data_sets():

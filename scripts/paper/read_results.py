@@ -1,7 +1,7 @@
 """Put the results of the table scripts beside the paper's, in the paper's layout.
 
-    python scripts/read_results.py table1     # prints it and writes results/tables/table1.md and table1.csv
-    python scripts/read_results.py figure5    # the same, and figure5.png
+    python scripts/paper/read_results.py table1     # prints it and writes results/tables/table1.md and table1.csv
+    python scripts/paper/read_results.py figure5    # the same, and figure5.png
 
 Read is RESULTS/VARIANT/seedN/DATASET/metrics.json, as written by test.py. In the tables '-' was not run or not
 published, '!' marks a difference to the paper of more than 1 point; with several seeds it is mean ± standard deviation.
@@ -16,107 +16,17 @@ import json
 import math
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from generate_dataset_json.builder import canonical_name  # noqa: E402
-from utils import InputError, run_cli, write_text  # noqa: E402
+from scripts.paper.tables import LEVELS, TABLES, Table, levels_of
+from utils import InputError, run_cli, write_text
 
-PAPER = ROOT / "scripts" / "paper_results.json"
+PAPER = Path(__file__).with_name("paper_results.json")
 TOLERANCE = 1.0  # points
-LEVELS = {
-    "image": ("image level (AUROC, AP)", ("image_auroc", "image_ap")),
-    "pixel": ("pixel level (AUROC, AUPRO)", ("pixel_auroc", "pixel_aupro")),
-}
 NAMES = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
-METHODS = {
-    "clip": "CLIP",
-    "clip_ac": "CLIP-AC",
-    "winclip": "WinCLIP",
-    "vand": "VAND",
-    "coop": "CoOp",
-    "anomalyclip": "AnomalyCLIP",
-}
-INDUSTRIAL = ("mvtec", "visa", "mpdd", "btad", "sdd", "dagm", "dtd")
-BRAIN_AND_CHEST = ("headct", "brainmri", "br35h", "covid19")
-SKIN_COLON_THYROID = ("isic", "colondb", "clinicdb", "kvasir", "endo", "tn3k")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table or figure: its variants (folders) with their names in print, and the data sets of each level.
-
-    layout: "data sets": a row per data set, a column per variant; "variants": a row per variant, a column per data set
-    and level; "gain": as "data sets", with a last column, the second variant minus the first.
-    """
-
-    title: str
-    variants: dict[str, str]
-    image: tuple[str, ...]
-    pixel: tuple[str, ...]
-    layout: str = "data sets"
-    note: str = ""
-
-
-TABLES = {
-    "table1": Table(
-        "Table 1: industrial data sets",
-        METHODS,
-        INDUSTRIAL,
-        INDUSTRIAL,
-        note="The paper's figures of WinCLIP and VAND on mvtec and visa are copied from those methods' own papers.",
-    ),
-    "table2": Table("Table 2: medical data sets", METHODS, BRAIN_AND_CHEST, SKIN_COLON_THYROID),
-    "table3": Table(
-        "Table 3: medical data sets, trained on CVC-ColonDB",
-        {"vand_colon": "VAND", "anomalyclip_colon": "AnomalyCLIP"},
-        BRAIN_AND_CHEST,
-        ("isic", "clinicdb", "kvasir", "endo", "tn3k"),
-    ),
-    "table4": Table(
-        "Table 4: modules",
-        {
-            "hand_written_no_dpam": "base",
-            "hand_written": "+ T1, DPAM",
-            "no_deep_tokens": "+ T2, object-agnostic prompts",
-            "anomalyclip": "+ T3, tokens in the text encoder",
-        },
-        ("mvtec", "visa"),
-        ("mvtec", "visa"),
-        "variants",
-    ),
-    "table5": Table(
-        "Table 5: local and global loss",
-        {
-            "hand_written_object": "neither",
-            "global_loss": "global",
-            "local_loss": "local",
-            "anomalyclip": "local and global",
-        },
-        ("mvtec", "visa"),
-        ("mvtec", "visa"),
-        "variants",
-        "neither: nothing is learned, hand-written prompts with the word object.",
-    ),
-    "figure5": Table(
-        "Figure 5: gain of object-agnostic over object-aware prompts",
-        {"object_aware": "object-aware", "anomalyclip": "object-agnostic"},
-        (*INDUSTRIAL, *BRAIN_AND_CHEST),
-        (*INDUSTRIAL, *SKIN_COLON_THYROID),
-        "gain",
-    ),
-    "figure6": Table(
-        "Figure 6: attention inside DPAM",
-        {"dpam_qq": "Q-Q", "dpam_kk": "K-K", "anomalyclip": "V-V"},
-        ("mvtec", "visa"),
-        ("mvtec", "visa"),
-        "variants",
-    ),
-}
 
 
 class Cell(NamedTuple):
@@ -151,8 +61,8 @@ def parse_args() -> argparse.Namespace:
 
 def read_results(args: argparse.Namespace) -> None:
     table, out = TABLES[args.table], args.out or args.results
-    image, pixel = (args.data_sets, args.data_sets) if args.data_sets else (table.image, table.pixel)
-    sets = {"image": list(image), "pixel": list(pixel)}
+    keys = args.data_sets or table.data_sets
+    sets = {level: [key for key in keys if level in levels_of(key)] for level in LEVELS}
     if not args.results.is_dir():
         raise InputError(f"--results {args.results}: no such folder; run bash scripts/{args.table}.sh first")
     published = {} if args.no_paper else read_json(PAPER).get(args.table, {})
@@ -160,7 +70,7 @@ def read_results(args: argparse.Namespace) -> None:
     text = markdown(table, sets, cells, bool(published))
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{args.table}.md", text)
-    write_text(out / f"{args.table}.csv", to_csv(args.table, table, sets, cells))
+    write_text(out / f"{args.table}.csv", to_csv(args.table, table, cells))
     print(text, end="")
     written = [out / f"{args.table}.md", out / f"{args.table}.csv"]
     if args.table in FIGURES and any(cell.ours is not None for cell in cells.values()):
@@ -196,12 +106,12 @@ def read_run(path: Path, key: str) -> dict[str, float | None]:
     mean, name = run.get("mean"), run.get("dataset")
     if not isinstance(mean, dict) or not isinstance(name, str):
         raise InputError(f'{path} has no "dataset" and "mean" as test.py writes them; remove it and run the test again')
-    if same_data_set(name) != same_data_set(key):
+    if name != key:
         raise InputError(f"{path} holds results of {name!r}, not of {key!r}; remove it and run the test again")
     for metric, value in mean.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not number:
-            raise InputError(f"{path}: {metric} is {value!r}, no number; remove it and run the test again")
+            raise InputError(f"{path}: {metric} is {value!r}, not a number; remove it and run the test again")
     return mean
 
 
@@ -216,14 +126,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; remove it and make it again")
     return content
-
-
-def same_data_set(name: str) -> str:
-    """The key for any spelling of a known data set's name; other names as they are."""
-    try:
-        return canonical_name(name)
-    except InputError:
-        return name
 
 
 # text
@@ -309,7 +211,7 @@ def gain(before: Cell, after: Cell) -> float | None:
     return None if before.ours is None or after.ours is None else round(after.ours - before.ours, 1) + 0.0
 
 
-def to_csv(name: str, table: Table, sets: dict[str, list[str]], cells: Cells) -> str:
+def to_csv(name: str, table: Table, cells: Cells) -> str:
     """One line per variant, data set and metric; what is missing is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

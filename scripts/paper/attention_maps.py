@@ -4,8 +4,8 @@ For the input of one block of the original stream, the row of the chosen patch i
 averaged over the heads, is drawn over the image; each map has its own colour scale. The share of the attention that
 lies on the patch itself, the diagonal that DPAM strengthens, stands in the titles and is printed.
 
-    python scripts/attention_maps.py --image IMAGE --patch 12 20                      # row and column, counted from 0
-    python scripts/attention_maps.py --image IMAGE --mask MASK --block 12 --model tiny
+    python scripts/paper/attention_maps.py --image IMAGE --patch 12 20    # row and column, counted from 0
+    python scripts/paper/attention_maps.py --image IMAGE --mask MASK --block 12 --model tiny
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils import InputError, atomic_path, pick_device, run_cli
 
@@ -33,8 +33,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, required=True)
     patch = parser.add_mutually_exclusive_group(required=True)
-    patch.add_argument("--patch", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="the patch that looks, from 0 on")
-    patch.add_argument("--mask", type=Path, help="mask of the image: the patch that holds most of the anomaly looks")
+    patch.add_argument("--patch", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="the query patch, counted from 0")
+    patch.add_argument(
+        "--mask", type=Path, help="mask of the image; the query patch is the one with most of the anomaly"
+    )
     parser.add_argument("--block", type=int, help="1-based vision block whose attention is shown (the last)")
     parser.add_argument("--model", help="open_clip model, or tiny for the embedded one (ViT-L-14-336)")
     parser.add_argument("--pretrained", help="open_clip tag or weights file (openai)")
@@ -47,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.output.suffix.lower() != ".png":
-        raise InputError(f"--output {args.output} is no name of a PNG; let it end in .png")
+        raise InputError(f"--output {args.output} must end in .png")
     from dataset import load_image
 
     image = load_image(args.image)
@@ -93,7 +95,7 @@ def attention_maps(
     """
     import torch
 
-    from AnomalyCLIP_lib import dpam
+    from AnomalyCLIP_lib.blocks import embed, project_qkv, run_block
 
     blocks = model.clip.visual.transformer.resblocks
     if not 1 <= block <= len(blocks):
@@ -102,10 +104,10 @@ def attention_maps(
     if not (0 <= row < model.grid and 0 <= column < model.grid):
         raise InputError(f"patch {row} {column} is outside of the grid; row and column go from 0 to {model.grid - 1}")
     with torch.no_grad():
-        x = dpam.embed(model.clip.visual, image.unsqueeze(0).to(model.device))
+        x = embed(model.clip.visual, image.unsqueeze(0).to(model.device))
         for earlier in blocks[: block - 1]:
-            x = dpam.run_block(earlier, x)
-        q, k, v = (heads[0] for heads in dpam.project_qkv(blocks[block - 1], x))  # each (heads, 1 + G*G, d_head)
+            x = run_block(earlier, x)
+        q, k, v = (heads[0] for heads in project_qkv(blocks[block - 1], x))  # each (heads, 1 + G*G, d_head)
         maps = {}
         for kind, (a, b) in zip(KINDS, ((q, k), (v, v), (q, q), (k, k)), strict=True):
             query = a[:, 1 + row * model.grid + column]
@@ -124,10 +126,10 @@ def patch_of_mask(path: Path, image_size: int, grid: int) -> tuple[int, int]:
     mask = load_mask(path, image_size)
     if not mask.any():
         raise InputError(f"{path} marks no pixel at {image_size} x {image_size}; give --patch ROW COLUMN")
-    side = image_size // grid
-    shares = mask.reshape(grid, side, grid, side).sum(axis=(1, 3))
+    patch_size = image_size // grid
+    shares = mask.reshape(grid, patch_size, grid, patch_size).sum(axis=(1, 3))
     fullest = np.argwhere(shares == shares.max())
-    centre = np.argwhere(mask > 0).mean(axis=0) / side - 0.5
+    centre = np.argwhere(mask > 0).mean(axis=0) / patch_size - 0.5
     row, column = fullest[np.square(fullest - centre).sum(axis=1).argmin()]
     return int(row), int(column)
 

@@ -2,7 +2,10 @@
 #
 # A VARIANT is a method with its flags. Its results are RESULTS/VARIANT/seedN/DATASET/metrics.json, its trainings
 # CHECKPOINTS/VARIANT/trained_on_DATASET/seedN/. What is finished is not repeated, what was interrupted goes on, and
-# data sets that are not there are named and left out. Variables, with their defaults:
+# data sets that are not there are named and left out. The trainings are the tables' own: what train_mvtec.sh and
+# train_visa.sh have trained is not taken over, for it may have been made with other flags.
+#
+# Variables, with their defaults:
 #
 #   DATA_ROOT=data               where the data sets are, each in DATA_ROOT/KEY
 #   SEEDS=111                    seeds of the trainings; several ("111 112 113") give mean and standard deviation
@@ -13,7 +16,7 @@
 #   MACHINE_FLAGS=               what results do not depend on, such as "--device cuda:1 --num_workers 8"
 #   DATA_SETS=, AUXILIARY=       sets to test instead of the table's, and the set to train on instead of the paper's
 #   LAUNCHER=                    "-m torch.distributed.run --nproc_per_node 4" takes four GPUs
-#   READER_FLAGS=                of scripts/read_results.py, such as --no_paper
+#   READER_FLAGS=                of scripts/paper/read_results.py, such as --no_paper
 #
 # The scripts' arguments are the variants to run, all if there are none. Run one script at a time in a RESULTS folder.
 
@@ -23,8 +26,9 @@ RESULTS=${RESULTS:-results/tables}
 CHECKPOINTS=${CHECKPOINTS:-checkpoints/tables}
 MODEL_FLAGS=${MODEL_FLAGS:-}
 WINCLIP_FLAGS=${WINCLIP_FLAGS:-}
-ANOMALYCLIP_FLAGS=${ANOMALYCLIP_FLAGS---features_list 24 --image_size 518}
-ANOMALYCLIP_TRAINING=${ANOMALYCLIP_TRAINING---batch_size 8 --epoch 15 --depth 9 --n_ctx 12 --t_n_ctx 4}
+# ${NAME-VALUE}: the paper's settings only where the variable is unset; an empty one stands for train.py's defaults.
+ANOMALYCLIP_FLAGS=${ANOMALYCLIP_FLAGS-$PAPER_FLAGS}
+ANOMALYCLIP_TRAINING=${ANOMALYCLIP_TRAINING-$PAPER_TRAINING}
 MACHINE_FLAGS=${MACHINE_FLAGS:-}
 DATA_SETS=${DATA_SETS:-}
 AUXILIARY=${AUXILIARY:-}
@@ -36,22 +40,24 @@ ONLY="$*"    # variants asked for
 KNOWN=       # variants of this script
 READY=       # data sets that can be used
 MVTEC_FLAGS= # for trainings on MVTec AD alone
+BACKBONES=   # backbones that were asked for, each as NAME:EXIT_CODE
 FAILED=      # what ended with an error, one line each
 
 trap 'exit 130' INT # or the next run would begin
 
 case " $ONLY" in
     *" -"*)
-        echo "error: the arguments are variants, not flags ($ONLY); for flags see MODEL_FLAGS in scripts/tables.sh" >&2
+        echo "error: the arguments are variants, not flags ($ONLY); for flags see MODEL_FLAGS in scripts/paper/runs.sh" >&2
         exit 2
         ;;
 esac
 
-# data_sets KEY...: the data sets of this table; names those that are not there.
+# data_sets TABLE: the data sets of this table; names those that are not there.
 data_sets() {
-    local key
+    local keys key
+    keys=$("$PYTHON" scripts/paper/tables.py ${DATA_SETS:-$1} | cut -d ' ' -f 1)
     TESTED=
-    for key in ${DATA_SETS:-$*}; do
+    for key in $keys; do
         if data_ready "$key"; then TESTED="$TESTED $key"; else echo "skipped: $key ($REASON)"; fi
     done
 }
@@ -86,13 +92,26 @@ auxiliary_of() {
     if [ -n "$AUXILIARY" ]; then echo "$AUXILIARY"; elif [ "$1" = mvtec ]; then echo visa; else echo mvtec; fi
 }
 
-metrics_of() {
-    case $1 in
-        headct | brainmri | br35h | covid19) echo image-level ;;
-        isic | colondb | clinicdb | kvasir | endo | tn3k) echo pixel-level ;;
-        *) echo image-pixel-level ;;
+# weights_ready FLAG...: whether the weights that the flags name are on this machine, downloaded if need be. There are
+# two backbones, WinCLIP's and that of all others; each is asked for once.
+weights_ready() {
+    local backbone="all methods but winclip" status=0
+    case " $* " in *" --method winclip "*) backbone=winclip ;; esac
+    case "$BACKBONES" in
+        *"($backbone: 0)"*) return 0 ;;
+        *"($backbone: "*) return 1 ;;
     esac
+    "$PYTHON" scripts/paper/weights.py "$@" || status=$?
+    [ "$status" -ne 130 ] || exit 130
+    BACKBONES="$BACKBONES($backbone: $status)"
+    [ "$status" -ne 0 ] || return 0
+    FAILED="$FAILED  weights of $backbone (exit code $status)
+"
+    return 1
 }
+
+# metrics_of KEY: test.py's --metrics for a data set.
+metrics_of() { "$PYTHON" scripts/paper/tables.py "$1" | cut -d ' ' -f 2; }
 
 # The methods of the paper, each with the flags that it shares with its variants.
 
@@ -126,7 +145,13 @@ untrained() {
     local variant=$1 key
     shift
     asked_for "$variant" || return 0
-    for key in $TESTED; do
+    find_unfinished "$variant" "$UNTRAINED_SEED" "$*" $TESTED
+    [ -n "$UNFINISHED" ] || return 0
+    if ! weights_ready "$@"; then
+        echo "skipped: $variant on$UNFINISHED (no weights, see above)"
+        return 0
+    fi
+    for key in $UNFINISHED; do
         run_test "$variant" "$UNTRAINED_SEED" "$key" "$*" "$@"
     done
 }
@@ -140,21 +165,31 @@ trained() {
         flags=$*
         [ "$auxiliary" != mvtec ] || flags="$flags${MVTEC_FLAGS:+ $MVTEC_FLAGS}"
         description="$flags, trained on $auxiliary"
+        keys=
+        for key in $TESTED; do
+            [ "$(auxiliary_of "$key")" != "$auxiliary" ] || keys="$keys $key"
+        done
         for seed in $SEEDS; do
-            keys=
-            for key in $TESTED; do
-                [ "$(auxiliary_of "$key")" = "$auxiliary" ] || continue
-                is_finished "$(result_of "$variant" "$seed" "$key")" "$description" || keys="$keys $key"
-            done
-            [ -n "$keys" ] || continue
+            find_unfinished "$variant" "$seed" "$description" $keys
+            [ -n "$UNFINISHED" ] || continue
             if ! run_training "$variant" "$seed" "$auxiliary" "$flags"; then
-                echo "skipped: $variant on$keys ($REASON)"
+                echo "skipped: $variant on$UNFINISHED ($REASON)"
                 continue
             fi
-            for key in $keys; do
+            for key in $UNFINISHED; do
                 run_test "$variant" "$seed" "$key" "$description" --checkpoint_path "$CHECKPOINT"
             done
         done
+    done
+}
+
+# find_unfinished VARIANT SEED DESCRIPTION KEY...: UNFINISHED is then the data sets that have no result yet.
+find_unfinished() {
+    local variant=$1 seed=$2 description=$3 key
+    shift 3
+    UNFINISHED=
+    for key in "$@"; do
+        is_finished "$(result_of "$variant" "$seed" "$key")" "$description" || UNFINISHED="$UNFINISHED $key"
     done
 }
 
@@ -179,6 +214,10 @@ is_finished() {
 # run_training VARIANT SEED AUXILIARY FLAGS: train if that is not done; CHECKPOINT is then the last one.
 run_training() {
     local variant=$1 seed=$2 auxiliary=$3 flags=$4 folder=$CHECKPOINTS/$1/trained_on_$3/seed$2
+    if ! weights_ready $flags; then
+        REASON="no weights, see above"
+        return 1
+    fi
     if ! is_finished "$folder/flags.txt" "$flags"; then
         if ! data_ready "$auxiliary"; then
             REASON="nothing to train on: $REASON"
@@ -192,12 +231,11 @@ run_training() {
     CHECKPOINT=$folder/epoch_$(ls "$folder" | sed -n 's/^epoch_\([0-9]*\)\.pth$/\1/p' | sort -n | tail -n 1).pth
 }
 
-# run_test VARIANT SEED KEY DESCRIPTION FLAG...: test one data set if that is not done.
+# run_test VARIANT SEED KEY DESCRIPTION FLAG...: test one data set.
 run_test() {
     local variant=$1 seed=$2 key=$3 description=$4 file
     file=$(result_of "$variant" "$seed" "$key")
     shift 4
-    ! is_finished "$file" "$description" || return 0
     attempt "testing $variant on $key, seed $seed" \
         "$PYTHON" $LAUNCHER test.py --dataset "$key" --data_path "$DATA_ROOT/$key" --save_path "${file%/*}" \
         --metrics "$(metrics_of "$key")" --seed "$seed" "$@" $MACHINE_FLAGS || return 0
@@ -228,7 +266,7 @@ show() {
     done
     mkdir -p "$RESULTS"
     echo
-    "$PYTHON" scripts/read_results.py "$1" --results "$RESULTS" ${DATA_SETS:+--data_sets $DATA_SETS} $READER_FLAGS
+    "$PYTHON" scripts/paper/read_results.py "$1" --results "$RESULTS" ${DATA_SETS:+--data_sets $DATA_SETS} $READER_FLAGS
     [ -z "$FAILED" ] || {
         printf 'error: not everything could be run, see the messages above:\n%s' "$FAILED" >&2
         exit 1

@@ -3,8 +3,8 @@
 One row for each class, anomalous images first. A run is the --save_path of test.py; its data set has to be where the
 test found it, because meta.json says which images are anomalous.
 
-    python scripts/panels.py results/mvtec results/brainmri --examples 4 --output results/figure4.png
-    python scripts/panels.py results/visa --images candle/Data/Images/Anomaly/000.JPG pcb1/Data/Images/Anomaly/003.JPG
+    python scripts/paper/panels.py results/mvtec results/brainmri --examples 4 --output results/figure4.png
+    python scripts/paper/panels.py results/visa --images candle/Data/Images/Anomaly/000.JPG
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from options import count, positive
-from utils import InputError, atomic_path, run_cli
+from utils import InputError, atomic_path, nonnegative_int, positive_int, run_cli
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,10 +33,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder of test.py --vis")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--examples", type=positive, default=3, help="images per class, chosen by the seed (3)")
+    choice.add_argument("--examples", type=positive_int, default=3, help="images per class, chosen by the seed (3)")
     choice.add_argument("--images", nargs="+", metavar="PATH", help="these images, as meta.json names them")
-    parser.add_argument("--seed", type=count, default=111)
-    parser.add_argument("--panel_size", type=positive, default=160, help="side of a panel in pixels (160)")
+    parser.add_argument("--seed", type=nonnegative_int, default=111)
+    parser.add_argument("--panel_size", type=positive_int, default=160, help="side of a panel in pixels (160)")
     parser.add_argument("--output", type=Path, default=Path("results/figure4.png"), help="PNG (results/figure4.png)")
     return parser.parse_args()
 
@@ -45,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.output.suffix.lower() != ".png":
-        raise InputError(f"--output {args.output} is no name of a PNG; let it end in .png")
+        raise InputError(f"--output {args.output} must end in .png")
     rows, runs = [], {run: read_run(run) for run in args.runs}
     names = [name for name, _ in runs.values()]
     for run, (name, entries) in runs.items():
@@ -82,7 +81,7 @@ def read_run(run: Path) -> tuple[str, list[Entry]]:
     except (OSError, ValueError, KeyError, TypeError):
         finished = False
     if not finished:
-        raise InputError(f"{run}: is no finished run of test.py (args.json, metrics.json); run the test again")
+        raise InputError(f"{run}: is not a finished run of test.py (args.json, metrics.json); run the test again")
     entries = read_entries(root, split)
     if not entries:
         raise InputError(f"{run}: the meta.json of {root} has no images in its {split} split any more; test it again")
@@ -110,7 +109,7 @@ def split_picture(run: Path, entry: Entry) -> list[Image.Image | None]:
     picture = load_image(path)
     side = picture.height
     if picture.width not in (2 * side, 3 * side):
-        raise InputError(f"{path}: is no picture of test.py, {picture.width} x {side}; run test.py --vis again")
+        raise InputError(f"{path}: is not a picture of test.py, {picture.width} x {side}; run test.py --vis again")
     panels = [picture.crop((left, 0, left + side, side)) for left in range(0, picture.width, side)]
     return panels if len(panels) == 3 else [panels[0], None, panels[1]]
 
