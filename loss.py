@@ -1,4 +1,4 @@
-"""The two losses that fit the anomaly maps to the masks: focal and Dice (AnomalyCLIP, ICLR 2024, section 3)."""
+"""The losses that fit the anomaly maps to the masks, focal and Dice (AnomalyCLIP, section 3.3, equation 2)."""
 
 import torch
 from torch import nn
@@ -58,6 +58,7 @@ def local_loss(abnormal: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     abnormal, mask = abnormal.float(), mask.float()
     dice_abnormal, dice_normal = dice(abnormal, mask), dice(1 - abnormal, 1 - mask)
     target = mask.clamp(FOCAL_EPSILON, 1 - FOCAL_EPSILON)
+    # p = t a + (1 - t)(1 - a) + epsilon, the probability given to the pixel's true class
     p = torch.addcmul(1 - target + FOCAL_EPSILON, 2 * target - 1, abnormal)
     return focal_of(p) + dice_normal + dice_abnormal
 

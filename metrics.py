@@ -55,7 +55,7 @@ def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float | None:
 
 
 def pixel_aupro(masks: ArrayLike, maps: ArrayLike) -> float | None:
-    """AUPRO by the procedure of the released AnomalyCLIP code, which the paper's tables are made with.
+    """AUPRO (Bergmann et al., CVPR 2020) by the procedure of the released AnomalyCLIP code, as in the paper's tables.
 
     masks: (N, H, W), 1 where anomalous, else 0; maps: (N, H, W), higher means more anomalous.
     None when there is no normal or no anomalous pixel, or when the thresholds meet fewer than two different false

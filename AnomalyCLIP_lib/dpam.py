@@ -1,4 +1,4 @@
-"""The dual-stream vision encoder: CLIP's ViT beside a stream of diagonally prominent attention (DPAM, section 3.3)."""
+"""The dual-stream vision encoder: CLIP's ViT, and diagonally prominent attention beside it (DPAM, section 3.3)."""
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer

@@ -1,7 +1,7 @@
 """Make the medical set that the paper's table 3 trains on: CVC-ColonDB's polyps and normal images of the colon.
 
 The anomalous images are those of --colondb (images/* and masks of the same stem in masks/*), the normal ones those in
-and below --normal; the paper took the normal images of the Endo classification set's test split. They are put into
+and below --normal; the paper took those of the Endo classification set's test split (its appendix B). They are put into
 ROOT/images, ROOT/masks and ROOT/normal, as hard links where that is possible and as copies elsewhere, and described in
 ROOT/meta.json. Example:
 
