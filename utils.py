@@ -41,12 +41,22 @@ def nonnegative_float(text: str) -> float:
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a script's main(): bad input and a failing disk end it with one line on stderr and exit code 2, Ctrl-C
-    with exit code 130."""
+    """Run a script's main().
+
+    Bad input, a missing library and a failing disk end it with one line on stderr and exit code 2, Ctrl-C with exit
+    code 130.
+    """
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        print(
+            f"error: {sys.executable} lacks the module {error.name}; activate the scripts' environment with "
+            "source .venv/bin/activate, or pip install -r requirements.txt",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as error:
         print(

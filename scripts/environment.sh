@@ -1,4 +1,5 @@
 # Sourced by the other scripts: goes to the repository's root, and makes .venv with the requirements, once.
+# USE_PYTHON=/path/to/python takes that environment instead, as it is. PYTHON=/path/to/python3 makes .venv from that one.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 # The paper's settings of AnomalyCLIP on ViT-L/14@336, and of its training
@@ -6,6 +7,14 @@ PAPER_FLAGS="--features_list 24 --image_size 518"
 PAPER_TRAINING="--batch_size 8 --epoch 15 --depth 9 --n_ctx 12 --t_n_ctx 4"
 
 make_environment() {
+    if [ -n "${USE_PYTHON:-}" ]; then
+        "$USE_PYTHON" -c 'import torch, open_clip' 2>/dev/null || {
+            echo "error: $USE_PYTHON lacks torch or open_clip; $USE_PYTHON -m pip install -r requirements.txt" >&2
+            exit 2
+        }
+        PYTHON=$USE_PYTHON
+        return
+    fi
     local stamp=.venv/.installed base=${PYTHON:-python3}
     if [ ! -f "$stamp" ] || ! cmp -s requirements.txt "$stamp"; then
         "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {

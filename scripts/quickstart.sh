@@ -17,11 +17,12 @@ done
 [ -f "$RUN/training/epoch_15.pth" ] || "$PYTHON" train.py --model tiny --dataset auxiliary \
     --train_data_path "$DATA/auxiliary" --save_path "$RUN/training" --features_list 6 --seed "$SEED" --resume
 
-[ -f "$RUN/metrics.json" ] || "$PYTHON" test.py --dataset target --data_path "$DATA/target" \
-    --checkpoint_path "$RUN/training/epoch_15.pth" --save_path "$RUN" --vis
-
+if [ -f "$RUN/metrics.json" ]; then
+    cat "$RUN/table.md"
+else
+    "$PYTHON" test.py --dataset target --data_path "$DATA/target" \
+        --checkpoint_path "$RUN/training/epoch_15.pth" --save_path "$RUN" --vis
+fi
 echo
-echo "Zero-shot on $DATA/target, prompts learned on $DATA/auxiliary (percent):"
-cat "$RUN/table.md"
-echo
+echo "Zero-shot on $DATA/target with prompts learned on $DATA/auxiliary, percent."
 echo "Metrics: $RUN/metrics.json   Pictures (image, mask, heat map): $RUN/vis/"

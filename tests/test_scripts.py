@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 
 import pytest
 from helpers import ROOT
@@ -22,3 +23,12 @@ def test_shell_scripts_say_how_to_use_them(tmp_path, command, message):
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and re.search(message, done.stderr)
+
+
+def test_an_environment_of_ones_own(tmp_path):
+    """USE_PYTHON is used as it is, or refused; nothing is installed."""
+    script = ["bash", str(ROOT / "scripts" / "test.sh"), "mvtec"]
+    for python, message in ((sys.executable, "epoch_15.pth is missing"), ("/bin/false", "/bin/false lacks torch or")):
+        environment = {"PATH": "/usr/bin:/bin", "USE_PYTHON": python}
+        done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
