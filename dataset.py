@@ -157,25 +157,35 @@ def blank_masks_warning(paths: list[str], image_size: int) -> str:
     )
 
 
-def load_image(path: str | os.PathLike) -> Image.Image:
-    """The image at `path` as 8-bit RGB, the way a viewer shows it.
+def load_image(path: str | os.PathLike, value_range: tuple[float, float] | None = None) -> Image.Image:
+    """The image at `path` as 8-bit RGB, see `as_rgb`.
 
-    The EXIF orientation is applied, transparency is put on white, and grey values of more than 8 bits are scaled to
-    8 bits over their full range. Raises ImageError for a file that cannot be read as an image, or has more pixels than
-    PIL's limit (PIL.Image.MAX_IMAGE_PIXELS, 89 million).
+    Raises ImageError for a file that cannot be read as an image, or has more pixels than PIL's limit
+    (PIL.Image.MAX_IMAGE_PIXELS, 89 million).
     """
     with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if _is_deep(upright):
-            return Image.fromarray(_scale_to_8_bits(upright)).convert("RGB")
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        return upright.convert("RGB")
+        return as_rgb(image, value_range)
 
 
-def load_mask(path: str | os.PathLike, image_size: int) -> np.ndarray:
-    """The mask at `path` as (image_size, image_size) float32 of 0 and 1; raises ImageError like load_image.
+def as_rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
+    """An image as 8-bit RGB, the way a viewer shows it.
+
+    The EXIF orientation is applied, transparency is put on white, and grey values of more than 8 bits are scaled to
+    8 bits: black and white are the values of `value_range`, else the ends of their full range.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if _is_deep(upright):
+        return Image.fromarray(_scale_to_8_bits(upright, value_range)).convert("RGB")
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return upright.convert("RGB")
+
+
+def load_mask(path: str | os.PathLike, image_size: int | tuple[int, int]) -> np.ndarray:
+    """The mask at `path` as float32 of 0 and 1; raises ImageError like load_image.
+
+    image_size: S for (S, S), or width and height.
 
     Every pixel above 0 is anomalous; the binary mask is resized bilinearly (PIL, antialiased) and cut at 0.5, as in the
     released code. An EXIF orientation of the mask is ignored, as there.
@@ -183,7 +193,8 @@ def load_mask(path: str | os.PathLike, image_size: int) -> np.ndarray:
     with _opened(path) as image:
         values = np.asarray(image if _is_deep(image) else image.convert("L"))
         binary = Image.fromarray((values > 0).astype(np.uint8) * 255)
-    resized = np.asarray(binary.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    resized = np.asarray(binary.resize(size, Image.Resampling.BILINEAR))
     return (resized > 127).astype(np.float32)
 
 
@@ -209,13 +220,16 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def _scale_to_8_bits(image: Image.Image) -> np.ndarray:
-    """Deep grey values as uint8, over the smallest usual range that holds them, else from minimum to maximum."""
+def _scale_to_8_bits(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Deep grey values as uint8, over a given range, else the smallest usual one that holds them."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    usual = (1, 255, 65535) if image.mode == "F" else (65535,)
-    low = min(0.0, values.min())
-    high = next((top for top in usual if values.max() <= top), values.max())
-    return np.round((values - low) / (high - low) * 255).astype(np.uint8)
+    if value_range:
+        low, high = value_range
+    else:
+        usual = (1, 255, 65535) if image.mode == "F" else (65535,)
+        low = min(0.0, values.min())
+        high = next((top for top in usual if values.max() <= top), values.max())
+    return np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
 def _sizes_differ(image_path: str, mask_path: str) -> bool:

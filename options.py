@@ -49,8 +49,11 @@ FLAGS = {
 }
 
 
-def add_flags(parser: argparse.ArgumentParser, part: str) -> None:
-    """Flags of all methods (SETTINGS and `part`: TRAINING or TESTING) and of the machine; None means: not given."""
+def add_flags(parser: argparse.ArgumentParser, part: str, cache: str | None = None) -> None:
+    """Flags of all methods (SETTINGS and `part`: TRAINING or TESTING) and of the machine; None means: not given.
+
+    cache: default of --cache; None for scripts that keep no features.
+    """
     known = {name: methods.flags(name) for name in methods.names()}
     parser.add_argument("--method", choices=known, help="method of the paper's tables (anomalyclip)")
     for title, section in (("model and prompts", "SETTINGS"), (part.lower(), part)):
@@ -78,25 +81,26 @@ def add_flags(parser: argparse.ArgumentParser, part: str) -> None:
                 default=[0, 1, 2, 3],
                 help="only the first value matters: maps before this place in features_list (0-based) are left out",
             )
-    add_machine_flags(parser, "auto" if part == "TRAINING" else "none")
+    add_machine_flags(parser, cache)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser, cache: str) -> None:
-    """Flags of the machine, which results hardly depend on; `cache` is the default of --cache."""
+def add_machine_flags(parser: argparse.ArgumentParser, cache: str | None) -> None:
+    """Flags of the machine, which results hardly depend on; `cache` as in `add_flags`."""
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cuda, mps or cpu (the best there is)")
     machine.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the frozen vision tower (fp32)"
     )
     machine.add_argument("--compile", action="store_true", help="torch.compile the frozen vision tower")
-    machine.add_argument(
-        "--cache",
-        choices=("auto", "ram", "disk", "none"),
-        default=cache,
-        help="where features are kept (%(default)s)",
-    )
-    machine.add_argument("--cache_dir", type=Path, default=Path("cache"), help="folder of features on disk (cache)")
-    machine.add_argument("--cache_dtype", choices=("fp32", "fp16"), default="fp32", help="type of kept features (fp32)")
+    if cache is not None:
+        machine.add_argument(
+            "--cache",
+            choices=("auto", "ram", "disk", "none"),
+            default=cache,
+            help="where features are kept (%(default)s)",
+        )
+        machine.add_argument("--cache_dir", type=Path, default=Path("cache"), help="folder of kept features (cache)")
+        machine.add_argument("--cache_dtype", choices=("fp32", "fp16"), default="fp32", help="their type (fp32)")
     machine.add_argument(
         "--num_workers",
         type=nonnegative_int,

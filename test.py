@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch.utils.data import Subset
     from tqdm import tqdm
 
+    from dataset import AnomalyDataset
+    from deploy.results import Journal
     from features import FeatureStore
     from methods._base import Base
 
@@ -44,7 +47,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--map_dtype", choices=("float32", "float16"), default="float32", help="type of the kept maps")
     parser.add_argument("--vis", action="store_true", help="write pictures: image, mask, heat map")
-    add_flags(parser, "TESTING")
+    parser.add_argument("--save_maps", action="store_true", help="write the maps as 16-bit PNG")
+    parser.add_argument(
+        "--report", action="store_true", help="write report.html: worst misses and false alarms, curves"
+    )
+    add_flags(parser, "TESTING", cache="none")
     return parser.parse_args()
 
 
@@ -53,6 +60,7 @@ def test(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dataset import AnomalyDataset, blank_masks_warning
+    from deploy.results import Journal
     from features import open_store, set_classes
 
     # Data and run folder; what is wrong with them is said before weights are loaded
@@ -85,7 +93,12 @@ def test(args: argparse.Namespace) -> None:
     key = {**tested, **record["testing"], "metrics": names, "map_dtype": args.map_dtype, "precision": args.precision}
     key["seed"] = args.seed if references else None  # nothing else is random
     key["checkpoint_sha256"] = file_sha256(args.checkpoint_path) if args.checkpoint_path else None
+    key |= {"vis": args.vis, "save_maps": args.save_maps, "report": args.report}
     results = parallel.broadcast(read_finished(finished, key) if parallel.is_main() else None)
+    journal = Journal(folder, key)  # of images, for the report
+    if args.report and parallel.is_main() and not journal.take_over():
+        results = {}
+    results = parallel.broadcast(results)
 
     # Text features of all classes; features of the images are computed as they are needed, or kept
     set_classes(method, dataset.classes)
@@ -111,8 +124,8 @@ def test(args: argparse.Namespace) -> None:
                 logger.warning("%s: %s", class_name, blank_masks_warning(blank, method.model.image_size))
             masks = masks if dataset.has_masks else None
             results[class_name] = evaluate(names, [entry.label for entry in entries], scores, masks, maps)
-            if args.vis:
-                draw(folder / "vis", dataset.root, [dataset.path(entry.image_path) for entry in entries], masks, maps)
+            if args.vis or args.save_maps or args.report:
+                show_class(args, folder, dataset, rows.tolist(), scores, masks, maps, journal, method)
             write_json(finished, {"key": key, "classes": results})
             del predicted, maps, masks  # before the next class takes its own
     progress.close()
@@ -124,6 +137,9 @@ def test(args: argparse.Namespace) -> None:
         table = format_table(names, results | {"mean": overall})
         write_json(folder / "metrics.json", {**tested, "classes": results, "mean": overall})
         write_text(folder / "table.md", table + "\n")
+        if args.report:
+            write_report(args, folder, dataset, journal, record)
+            journal.remove()
         finished.unlink()
         logger.info("\n%s", table)
     parallel.stop()
@@ -241,27 +257,79 @@ def format_table(names: list[str], rows: dict[str, dict[str, float | None]]) -> 
     return tabulate(cells, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
 
 
-def draw(folder: Path, root: str, paths: list[str], masks, maps) -> None:
-    """Write image, mask (None: no masks) and heat map side by side, named after the images.
+def show_class(
+    args: argparse.Namespace,
+    folder: Path,
+    dataset: AnomalyDataset,
+    rows: list[int],
+    scores: np.ndarray,
+    masks: np.ndarray | None,
+    maps: np.ndarray,
+    journal: Journal,
+    method: Base,
+) -> None:
+    """Write the pictures and maps of a class, and what the report needs of its images; `rows` are their numbers.
 
     The colours of all pictures of a class share one scale, so a normal image stays cool beside an anomalous one.
     """
-    import cv2
     import numpy as np
 
     from dataset import load_image
+    from deploy.maps import map_to_uint16
+    from deploy.results import stamp
+    from pictures import Scale, output_names, panel, thumbnail, write_image
 
-    low, high = maps.min(), maps.max()
-    for number, (path, values) in enumerate(zip(paths, maps, strict=True)):
-        image = np.asarray(load_image(path).resize(values.shape))[:, :, ::-1]
-        heat = ((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-        overlay = cv2.addWeighted(image, 0.5, cv2.applyColorMap(heat, cv2.COLORMAP_JET), 0.5, 0)
-        panels = [image, overlay]
-        if masks is not None:
-            panels.insert(1, cv2.cvtColor(masks[number].astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR))
-        target = folder / Path(path).relative_to(root).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(cv2.imencode(".png", np.hstack(panels))[1].tobytes())
+    names = output_names([entry.image_path for entry in dataset.entries])
+    scale = Scale(float(maps.min()), float(maps.max()))
+    highest = len(method.settings.get("features_list", [None]))
+    for place, row in enumerate(rows):
+        entry, values = dataset.entries[row], maps[place].astype(np.float32)
+        path = dataset.path(entry.image_path)
+        if args.save_maps:
+            write_image(folder / "maps" / names[entry.image_path], map_to_uint16(values, highest))
+        if not (args.vis or args.report):
+            continue
+        image = np.asarray(load_image(path).resize(values.shape))
+        if args.vis:
+            mask = None if masks is None else masks[place]
+            write_image(folder / "vis" / names[entry.image_path], panel(image, mask, values, scale))
+        if args.report:
+            seen = {"number": row, "stamp": stamp(path), "path": entry.image_path, "score": float(scores[place])}
+            seen |= {"label": entry.label, "class_name": entry.class_name}
+            journal.append(seen, thumbnail(image, values, scale))
+    journal.close()
+
+
+def write_report(
+    args: argparse.Namespace, folder: Path, dataset: AnomalyDataset, journal: Journal, record: dict
+) -> None:
+    """Write report.html: the images by score, the worst misses and false alarms first, and the curves of each class."""
+    import numpy as np
+
+    from deploy.decisions import best_f1
+    from deploy.report import Report
+    from pictures import output_names
+
+    rows = list(journal.read())
+    labels, scores = (np.array([row[name] for row in rows]) for name in ("label", "score"))
+    threshold = None
+    if 0 < labels.sum() < len(labels):
+        values, places = np.unique(scores, return_inverse=True)
+        counts = [np.bincount(places[labels == kind], minlength=len(values)) for kind in (1, 0)]
+        threshold, _ = best_f1(values, *counts)
+    facts = {"method": record["settings"]["method"], "checkpoint": str(args.checkpoint_path or "none")}
+    facts["threshold"] = "the best F1 of all classes together; scores of classes need not be comparable"
+    report = Report(f"{args.dataset}: {len(rows)} images", facts, threshold)
+    names = output_names([row["path"] for row in rows])
+    for row in rows:
+        place = row["thumbnail"]
+        file = f"vis/{names[row['path']]}" if args.vis else None
+        shown = {"thumbnail": partial(journal.thumbnail, place), "size": place[2], "label": row["label"], "file": file}
+        report.add(row["path"], row["class_name"], row["score"], **shown)
+    classes = np.array([row["class_name"] for row in rows])
+    for class_name in dataset.classes:
+        report.add_curves(class_name, labels[classes == class_name], scores[classes == class_name])
+    report.write(folder / "report.html")
 
 
 if __name__ == "__main__":

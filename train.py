@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--print_freq", type=positive_int, default=1, help="epochs between lines in the log (1)")
     parser.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints (1)")
     parser.add_argument("--resume", action="store_true", help="continue after the newest checkpoint in --save_path")
-    add_flags(parser, "TRAINING")
+    add_flags(parser, "TRAINING", cache="auto")
     return parser.parse_args()
 
 

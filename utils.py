@@ -15,6 +15,8 @@ from pathlib import Path
 
 from AnomalyCLIP_lib.errors import InputError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+
 
 def positive_int(text: str) -> int:
     """argparse type: an integer of at least 1."""
@@ -67,6 +69,11 @@ def run_cli(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; what was finished is on disk", file=sys.stderr)
         sys.exit(130)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name looks like that of an image; hidden files (macOS leaves ._NAME.png) do not."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def set_seed(seed: int) -> None:

@@ -15,9 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for utils, whatever the working directory
 
-from utils import InputError, run_cli, write_json
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+from utils import IMAGE_SUFFIXES, InputError, is_image, run_cli, write_json
 
 Splits = dict[str, list[dict]]
 
@@ -98,11 +96,6 @@ def list_images(root: Path, folder: str) -> list[str]:
     """Sorted paths of the images directly in ROOT/folder; files whose suffix is not of an image are passed over."""
     names = [item.name for item in os.scandir(root / folder) if item.is_file() and is_image(item.name)]
     return sorted(f"{folder}/{check_name(name)}" for name in names)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name looks like that of an image; hidden files (macOS leaves ._NAME.png) do not."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def check_name(name: str) -> str:

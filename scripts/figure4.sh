@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Figure 4 of the paper, images, masks and anomaly maps:
 #     bash scripts/figure4.sh DATASET [DATASET ...] [arguments of panels.py]
-# Data sets without pictures in results/DATASET/vis are tested first, as scripts/test.sh tests them. DATA_ROOT says where
+# Data sets without maps in results/DATASET/maps are tested first, as scripts/test.sh tests them. DATA_ROOT says where
 # the data sets are (data). Written to results/figure4.png.
 set -euo pipefail
 DATASETS=()
@@ -15,6 +15,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment
 
 for dataset in "${DATASETS[@]}"; do
-    [ -f "results/$dataset/metrics.json" ] && [ -d "results/$dataset/vis" ] || bash scripts/test.sh "$dataset" --vis
+    [ -f "results/$dataset/metrics.json" ] && [ -d "results/$dataset/maps" ] || bash scripts/test.sh "$dataset" --save_maps
 done
 "$PYTHON" scripts/paper/panels.py "${DATASETS[@]/#/results/}" "$@"

@@ -1,32 +1,32 @@
 """scripts/paper/panels.py (figure 4): sheets pixel by pixel, the choice of images, bad runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
-from helpers import check_error, check_help, run, run_main
+import pytest
+from helpers import check_error, check_help, make_data, run, run_main
 from PIL import Image
 
+from dataset import load_image, load_mask
+from deploy.maps import map_to_uint16
+from pictures import write_image
 from scripts.paper import panels
+
+SIDE = 24  # pixels of the maps
 
 
 def run_panels(monkeypatch, *arguments) -> int:
     return run_main(monkeypatch, "panels.py", panels.main, *arguments)
 
 
-COLOURS = ((200, 0, 0), (255, 255, 255), (0, 0, 200))
-
-
-def fake_run(folder: Path, data: Path, name: str = "fake", masks: bool = True) -> Path:
-    """What test.py --vis leaves behind, with a plain colour for each of image, mask and map; 24 pixels high."""
+def fake_run(folder: Path, data: Path, name: str = "fake") -> Path:
+    """What test.py --save_maps leaves behind: normal images have maps of 0, anomalous ones of 0.8."""
     meta = json.loads((data / "meta.json").read_text())
     for entry in (entry for entries in meta["test"].values() for entry in entries):
-        colours = COLOURS if masks else COLOURS[::2]
-        picture = np.concatenate([np.full((24, 24, 3), colour, np.uint8) for colour in colours], axis=1)
-        picture[:4, :4] = 0 if entry["anomaly"] else 255
-        file = (folder / "vis" / entry["img_path"]).with_suffix(".png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(file)
+        values = np.full((SIDE, SIDE), 0.8 * entry["anomaly"], np.float32)
+        write_image((folder / "maps" / entry["img_path"]).with_suffix(".png"), map_to_uint16(values, 1))
     (folder / "args.json").write_text(
         json.dumps({"arguments": {"data_path": str(data)}, "dataset": name, "split": "test"})
     )
@@ -34,7 +34,12 @@ def fake_run(folder: Path, data: Path, name: str = "fake", masks: bool = True) -
     return folder
 
 
-def read_sheet(path: Path, triples: int, rows: int, columns: int = 3, side: int = 32) -> np.ndarray:
+@pytest.fixture(scope="module")
+def unmasked(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("unmasked"), masks=False)
+
+
+def read_sheet(path: Path, triples: int, rows: int, columns: int = 3, side: int = SIDE) -> np.ndarray:
     """Panels (rows, triples, columns, side, side, 3) of a sheet, of which the right and lower end are fixed."""
     sheet, gap = np.asarray(Image.open(path)), panels.GAP
     pitch = columns * (side + gap) + 2 * gap
@@ -49,35 +54,48 @@ def read_sheet(path: Path, triples: int, rows: int, columns: int = 3, side: int 
     )
 
 
+def image_and_mask(data: Path, path: str, mask: str | None) -> list[np.ndarray]:
+    """What the first two panels of an image show."""
+    image = np.asarray(load_image(data / path).resize((SIDE, SIDE)))
+    marked = load_mask(data / mask, SIDE) if mask else np.zeros((SIDE, SIDE))
+    return [image, np.repeat(marked[..., None] * 255, 3, axis=2)]
+
+
 def test_figure_4(data, tmp_path, monkeypatch, capsys):
     finished, sheet = fake_run(tmp_path / "run", data), tmp_path / "new" / "sheet.png"
-    common = (finished, "--panel_size", 32, "--output", sheet)
+    common = (finished, "--panel_size", SIDE, "--output", sheet)
     assert run_panels(monkeypatch, *common, "--examples", 4) == 0
     assert capsys.readouterr().out == f"wrote {sheet}: 2 classes, 8 images\n"
     shown = read_sheet(sheet, triples=4, rows=2)
-    for column, colour in enumerate(COLOURS):
-        assert (shown[:, :, column, 16:, 16:] == colour).all()
-    assert (shown[:, :3, 0, 0, 0] == 0).all() and (shown[:, 3, 0, 0, 0] == 255).all()  # 3 anomalous, then a normal one
+    marked = (shown[:, :, 1] > 0).any(axis=(2, 3, 4))
+    assert marked[:, :3].all() and not marked[:, 3].any()  # three anomalous images, then a normal one
     assert list(sheet.parent.iterdir()) == [sheet]
 
     assert run_panels(monkeypatch, *common, "--images", "tile/test/2 ö.png", "tile/test/3 ö.png") == 0
-    shown = read_sheet(sheet, triples=2, rows=1)
-    assert shown[0, :, 0, 0, 0].tolist() == [[0] * 3, [255] * 3]
+    (anomalous, normal) = read_sheet(sheet, triples=2, rows=1)[0]
+    for shown, expected in (
+        (anomalous, image_and_mask(data, "tile/test/3 ö.png", "tile/masks/3.png")),
+        (normal, image_and_mask(data, "tile/test/2 ö.png", None)),
+    ):
+        assert np.array_equal(shown[:2], expected)
+    warm, cold = (triple[2].astype(int) - triple[0] // 2 for triple in (anomalous, normal))
+    assert warm[..., 0].mean() > warm[..., 2].mean() and cold[..., 2].mean() > cold[..., 0].mean()
 
 
-def test_figure_4_without_masks_and_of_several_runs(data, tmp_path, monkeypatch):
-    plain, sheet = fake_run(tmp_path / "plain", data, masks=False), tmp_path / "sheet.png"
-    common = ("--panel_size", 32, "--examples", 1, "--output", sheet)
+def test_figure_4_without_masks_and_of_several_runs(data, unmasked, tmp_path, monkeypatch):
+    plain, sheet = fake_run(tmp_path / "plain", unmasked), tmp_path / "sheet.png"
+    common = ("--panel_size", SIDE, "--examples", 1, "--output", sheet)
     assert run_panels(monkeypatch, plain, *common) == 0
-    shown = read_sheet(sheet, triples=1, rows=2, columns=2)
-    assert (shown[:, 0, 1, 16:, 16:] == COLOURS[2]).all()
+    assert read_sheet(sheet, triples=1, rows=2, columns=2).shape == (2, 1, 2, SIDE, SIDE, 3)
     assert run_panels(monkeypatch, plain, fake_run(tmp_path / "masked", data, "other"), *common) == 0
     shown = read_sheet(sheet, triples=1, rows=4)
-    assert (shown[:2, 0, 1, 0, 0] == 211).all() and (shown[2:, 0, 1, 16:, 16:] == 255).all()  # light grey: no mask
+    assert (shown[:2, 0, 1, 0, 0] == 211).all()  # light grey: no mask
+    assert (shown[2:, 0, 1] == 255).any(axis=(1, 2, 3)).all()
 
 
 def test_choice_is_seeded_and_puts_anomalous_images_first(data, tmp_path):
-    entries = panels.read_run(fake_run(tmp_path / "run", data))[1][:6]
+    _, _, entries = panels.read_run(fake_run(tmp_path / "run", data))
+    entries = entries[:6]
     for number in (2, 5, 9):
         chosen = panels.choose(entries, number, "111 tile")
         assert chosen == panels.choose(entries, number, "111 tile")
@@ -87,9 +105,9 @@ def test_choice_is_seeded_and_puts_anomalous_images_first(data, tmp_path):
 
 
 def test_figure_4_of_a_real_run(data, tmp_path, monkeypatch):
-    """What test.py --vis writes is what panels.py reads."""
+    """What test.py --save_maps writes is what panels.py reads."""
     arguments = ("--data_path", data, "--save_path", tmp_path / "run", "--prompt", "hand-written", "--model", "tiny")
-    more = ("--metrics", "image-level", "--num_workers", 0, "--device", "cpu", "--vis")
+    more = ("--metrics", "image-level", "--num_workers", 0, "--device", "cpu", "--save_maps")
     assert run(monkeypatch, "test", *arguments, *more) == 0
     assert run_panels(monkeypatch, tmp_path / "run", "--panel_size", 96, "--output", tmp_path / "sheet.png") == 0
     shown = read_sheet(tmp_path / "sheet.png", triples=3, rows=2, side=96)
@@ -105,12 +123,12 @@ def test_figure_4_refuses(data, tmp_path, monkeypatch, capsys):
         check_error(capsys, message)
         assert not (tmp_path / "sheet.png").exists()
 
-    refused(r"nowhere: has no vis folder; make it with test\.py --vis", tmp_path / "nowhere")
+    refused(r"nowhere: has no maps folder; make it with test\.py --save_maps", tmp_path / "nowhere")
     refused("--images x.png: not among the tested images", finished, "--images", "x.png")
-    Image.new("RGB", (50, 24)).save(finished / "vis/tile/test/0 ö.png")
-    refused("not a picture of test.py, 50 x 24", finished, "--examples", 9)
-    (finished / "vis/tile/test/0 ö.png").unlink()
-    refused(r"0 ö\.png: is missing", finished, "--examples", 9)
+    (finished / "maps/tile/test/0 ö.png").write_bytes(b"no map")
+    refused(r"0 ö\.png: is missing or damaged", finished)
+    (finished / "maps/tile/test/0 ö.png").unlink()
+    refused(r"0 ö\.png: is missing or damaged", finished)
     (finished / "metrics.json").unlink()
     refused("not a finished run", finished)
     (finished / "metrics.json").write_text("{}")
@@ -120,6 +138,8 @@ def test_figure_4_refuses(data, tmp_path, monkeypatch, capsys):
     record = json.loads((finished / "args.json").read_text())
     (finished / "args.json").write_text(json.dumps(record | {"arguments": {"data_path": str(tmp_path / "gone")}}))
     refused("gone: No such file", finished)
+    shutil.rmtree(finished / "maps")
+    refused("has no maps folder", finished)
 
 
 def test_help_is_quick():

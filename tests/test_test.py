@@ -1,13 +1,15 @@
 """test.py run for real: metrics, table and pictures, going on after an interruption, prompts that need no training."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from helpers import QUICK, SCRIPTS, TINY, check_error, check_help, make_data, run
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 import AnomalyCLIP_lib
 from dataset import AnomalyDataset
@@ -69,6 +71,57 @@ def test_an_interrupted_test_goes_on_with_the_next_class(data, trained, tmp_path
     assert len(images) == 9 + 6 and "metal_nut: finished before" in capsys.readouterr().out
     straight, stopped = ((tmp_path / name / "metrics.json").read_bytes() for name in ("straight", "stopped"))
     assert straight == stopped and not (tmp_path / "stopped" / "finished_classes.json").exists()
+
+
+def read_report(folder) -> dict:
+    """The data in a report."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r"^const data = (.*);$", text, re.MULTILINE).group(1))
+
+
+def test_maps_and_a_report(data, trained, tmp_path, monkeypatch):
+    """An interruption between the classes makes no difference to either."""
+    common = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0)
+    common += ("--report", "--save_maps", "--vis")
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "straight") == 0
+    with monkeypatch.context() as patch:
+        predict, images = Method.predict, []
+
+        def counted(*arguments):
+            images.append(1)
+            return interrupt() if len(images) == 9 else predict(*arguments)
+
+        patch.setattr(Method, "predict", counted)
+        assert run(patch, "test", *common, "--save_path", tmp_path / "stopped") == 130
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "stopped") == 0
+    straight, stopped = (read_report(tmp_path / name) for name in ("straight", "stopped"))
+    assert straight == stopped and not (tmp_path / "stopped" / "unfinished").exists()
+    columns, results = straight["columns"], json.loads((tmp_path / "straight" / "metrics.json").read_text())
+    assert columns["label"] == [0, 1] * 6 and columns["group"] == ["metal_nut"] * 6 + ["tile"] * 6
+    assert len(straight["thumbnails"]) == 12 and columns["file"][1] == "vis/metal_nut/test/1 ö.png"
+    for class_name, metrics in results["classes"].items():
+        scores = [columns["score"][i] for i in range(12) if columns["group"][i] == class_name]
+        assert 100 * roc_auc_score([0, 1] * 3, scores) == pytest.approx(metrics["image_auroc"])
+        roc = np.array(straight["curves"][class_name]["roc"])
+        assert 100 * auc(roc[:, 0], roc[:, 1]) == pytest.approx(metrics["image_auroc"], abs=0.2)
+    for path in ("tile/test/3 ö.png", "metal_nut/test/0 ö.png"):
+        with Image.open(tmp_path / "straight" / "maps" / path) as image:
+            assert image.size == (96, 96) and np.asarray(image).dtype == np.uint16
+
+
+def test_pictures_that_differ_in_the_suffix_only(data, trained, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    meta = json.loads((copy / "meta.json").read_text())
+    entry = dict(meta["test"]["tile"][0])
+    entry["img_path"] = "tile/test/1 ö.jpg"
+    Image.open(copy / "tile/test/0 ö.png").save(copy / entry["img_path"])
+    meta["test"]["tile"].append(entry)
+    (copy / "meta.json").write_text(json.dumps(meta))
+    common = ("--data_path", copy, "--checkpoint_path", trained / "epoch_2.pth", "--num_workers", 0, "--vis")
+    assert run(monkeypatch, "test", *common, "--save_path", tmp_path / "run") == 0
+    names = sorted(path.name for path in (tmp_path / "run" / "vis" / "tile" / "test").iterdir())
+    assert "1 ö.jpg.png" in names and "1 ö.png.png" in names and len(names) == 7
 
 
 def interrupt(*_):

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: image, mask and anomaly map of some images of each class, from finished runs of test.py --vis.
+"""Figure 4 of the paper: image, mask and anomaly map of some images of each class, from runs of test.py --save_maps.
 
 One row for each class, anomalous images first. A run is the --save_path of test.py; its data set has to be where the
 test found it, because meta.json says which images are anomalous.
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import InputError, atomic_path, nonnegative_int, positive_int, run_cli
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from dataset import Entry
@@ -31,7 +32,7 @@ COLUMNS = ("image", "mask", "anomaly map")
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder of test.py --vis")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder of test.py --save_maps")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--examples", type=positive_int, default=3, help="images per class, chosen by the seed (3)")
     choice.add_argument("--images", nargs="+", metavar="PATH", help="these images, as meta.json names them")
@@ -45,9 +46,12 @@ def main() -> None:
     args = parse_args()
     if args.output.suffix.lower() != ".png":
         raise InputError(f"--output {args.output} must end in .png")
+    from pictures import output_names
+
     rows, runs = [], {run: read_run(run) for run in args.runs}
-    names = [name for name, _ in runs.values()]
-    for run, (name, entries) in runs.items():
+    names = [name for name, _, _ in runs.values()]
+    for run, (name, root, entries) in runs.items():
+        files = output_names([entry.image_path for entry in entries])
         prefix = "" if len(runs) == 1 else f"{name if names.count(name) == 1 else run}\n"
         for class_name in dict.fromkeys(entry.class_name for entry in entries):
             of_class = [entry for entry in entries if entry.class_name == class_name]
@@ -56,8 +60,10 @@ def main() -> None:
             else:
                 chosen = choose(of_class, args.examples, f"{args.seed} {name} {class_name}")
             if chosen:
-                rows.append((prefix + class_name, [split_picture(run, entry) for entry in chosen]))
-    tested = {entry.image_path for _, entries in runs.values() for entry in entries}
+                maps = {entry.image_path: read_map(run, files[entry.image_path]) for entry in of_class}
+                masked = any(entry.mask_path for entry in entries)
+                rows.append((prefix + class_name, make_panels(root, maps, chosen, masked)))
+    tested = {entry.image_path for _, _, entries in runs.values() for entry in entries}
     unknown = [path for path in args.images or [] if path not in tested]
     if unknown:
         raise InputError(f"--images {unknown[0]}: not among the tested images; name them as meta.json does")
@@ -68,12 +74,12 @@ def main() -> None:
     print(f"wrote {args.output}: {len(rows)} classes, {sum(len(examples) for _, examples in rows)} images")
 
 
-def read_run(run: Path) -> tuple[str, list[Entry]]:
-    """Name of the tested data set and its entries; InputError if the run is not finished or has no pictures."""
+def read_run(run: Path) -> tuple[str, str, list[Entry]]:
+    """Name and root of the tested data set and its entries; InputError if the run is not finished or has no maps."""
     from dataset import read_entries
 
-    if not (run / "vis").is_dir():
-        raise InputError(f"{run}: has no vis folder; make it with test.py --vis --save_path {run}")
+    if not (run / "maps").is_dir():
+        raise InputError(f"{run}: has no maps folder; make it with test.py --save_maps --save_path {run}")
     try:
         record = json.loads((run / "args.json").read_text(encoding="utf-8"))
         name, split, root = record["dataset"], record["split"], record["arguments"]["data_path"]
@@ -85,7 +91,7 @@ def read_run(run: Path) -> tuple[str, list[Entry]]:
     entries = read_entries(root, split)
     if not entries:
         raise InputError(f"{run}: the meta.json of {root} has no images in its {split} split any more; test it again")
-    return name, entries
+    return name, root, entries
 
 
 def choose(entries: list[Entry], number: int, seed: str) -> list[Entry]:
@@ -99,23 +105,47 @@ def normal_last(entry: Entry) -> int:
     return -entry.label
 
 
-def split_picture(run: Path, entry: Entry) -> list[Image.Image | None]:
-    """Image, mask (None: the data set has none) and anomaly map of one entry, from the picture that test.py wrote."""
-    from dataset import load_image
+def read_map(run: Path, name: str) -> np.ndarray:
+    """A map that test.py --save_maps wrote, (S, S) float32 in steps of its file."""
+    import numpy as np
+    from PIL import Image
 
-    path = (run / "vis" / entry.image_path).with_suffix(".png")
-    if not path.is_file():
-        raise InputError(f"{path}: is missing; run test.py --vis --save_path {run} again")
-    picture = load_image(path)
-    side = picture.height
-    if picture.width not in (2 * side, 3 * side):
-        raise InputError(f"{path}: is not a picture of test.py, {picture.width} x {side}; run test.py --vis again")
-    panels = [picture.crop((left, 0, left + side, side)) for left in range(0, picture.width, side)]
-    return panels if len(panels) == 3 else [panels[0], None, panels[1]]
+    path = run / "maps" / name
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image).astype(np.float32)
+    except OSError:
+        raise InputError(f"{path}: is missing or damaged; run test.py --save_maps --save_path {run} again") from None
+
+
+def make_panels(
+    root: str, maps: dict[str, np.ndarray], chosen: list[Entry], masked: bool
+) -> list[list[Image.Image | None]]:
+    """Image, mask (None if the data set is not `masked`) and anomaly map of each chosen entry.
+
+    maps: those of all images of the class by their paths; they share one scale of colours.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from dataset import load_image, load_mask
+    from pictures import Scale, blend
+
+    scale = Scale(float(min(each.min() for each in maps.values())), float(max(each.max() for each in maps.values())))
+    panels = []
+    for entry in chosen:
+        values = maps[entry.image_path]
+        size = values.shape[::-1]
+        image = load_image(Path(root) / entry.image_path).resize(size)
+        mask = Image.new("L", size) if masked else None
+        if entry.label and entry.mask_path:
+            mask = Image.fromarray((load_mask(Path(root) / entry.mask_path, size) * 255).astype(np.uint8))
+        panels.append([image, mask, Image.fromarray(blend(np.asarray(image), scale.colours(values)))])
+    return panels
 
 
 def compose(rows: list[tuple[str, list[list[Image.Image | None]]]], side: int) -> Image.Image:
-    """One sheet of all rows; a row is a label and triples of panels (see `split_picture`).
+    """One sheet of all rows; a row is a label and triples of panels (see `make_panels`).
 
     R rows of at most N triples, with panels of P pixels, take N (3 P + 5 GAP) x R (P + GAP) pixels right of the labels
     and below the line with the names of the columns. The column of masks is left out if no row has any.
