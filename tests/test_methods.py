@@ -88,7 +88,7 @@ def copy(tmp_path):
     root.mkdir()
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
         shutil.copy(path, root)
-    for folder in ("AnomalyCLIP_lib", "methods", "checkpoints/tiny"):
+    for folder in ("AnomalyCLIP_lib", "deploy", "methods", "checkpoints/tiny"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     return root
 
