@@ -114,6 +114,11 @@ def results_of(predictor: Any, read: Iterable[Seen], batch_size: int) -> Iterato
             yield seen
 
 
+def in_digits(score: float) -> str:
+    """A score with three decimals, or six where these are all zeros or nines."""
+    return f"{score:.3f}" if 0.0005 <= score < 0.9995 else f"{score:.6f}"
+
+
 def measure(seen: Seen) -> tuple[dict, None]:
     """The row of a picture that thresholds are made from."""
     row = seen.row()
@@ -161,7 +166,7 @@ class Output:
         if self.masks:
             write_image(self.folder / "masks" / name, (values > threshold).astype(np.uint8) * 255)
         if self.overlays:
-            text = f"{seen.result.score:.3f} {decision}".strip()
+            text = f"{in_digits(seen.result.score)} {decision}".strip()
             write_image(self.folder / "overlays" / name, overlay(seen.pixels, values, scale, threshold, text))
         return row, thumbnail(seen.pixels, values, scale, threshold) if self.thumbnails else None
 
