@@ -1,37 +1,37 @@
-"""Images, masks and labels of a data set that is described by ROOT/meta.json (see generate_dataset_json/)."""
+"""Images, masks and labels of a data set that is described by a meta.json (see generate_dataset_json/)."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
 import posixpath
 import re
-import warnings
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from utils import InputError
+from deploy.reader import (
+    ImageError,
+    deep_image_warnings,
+    drawn_unturned,
+    load_image,
+    load_mask,
+    load_released,
+    orientation_and_sizes,
+)
+from utils import InputError, shown
 
 if TYPE_CHECKING:
     import torch
 
-
-class ImageError(InputError):
-    """An image or mask that cannot be used; the message is one line that names the file.
-
-    A DataLoader re-raises what happened in a worker as `type(error)(text of the traceback)`. The last line of that
-    text is the original message, so keeping only the last line gives the same error with and without workers.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rstrip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: "))
+READ_AS = ("viewer", "released")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ class AnomalyDataset:
     """One split of a data set; a map-style dataset for torch's DataLoader.
 
     Args:
-        root: folder that holds meta.json and the images.
-        preprocess: PIL RGB image -> (3, S, S) tensor, for instance `model.preprocess`; None: set the attribute before
-            the first item is read. So a data set can be checked before a model is loaded.
+        root: folder that holds the images, and meta.json.
+        preprocess: PIL RGB image -> (3, S, S) tensor, for instance `model.preprocess`; None: see `fit`. So a data set
+            can be checked before a model is loaded.
         image_size: S in pixels, if preprocess is to be checked against it; masks have the size that preprocess gives.
         split: "test" or "train".
+        read_as: "viewer": images as a viewer shows them. "released": as the authors' code reads them, see
+            `deploy.reader.load_released`; needs image_size.
+        meta: the file that describes the data set, if it is not ROOT/meta.json; its paths are relative to the root.
 
     `dataset[i]` is a dict of image (3, S, S) as preprocess made it, mask (S, S) float32 of 0 and 1, label (1 is
     anomalous), class_name, and image_path (absolute). The mask is all zeros for a normal image and in a data set
@@ -62,8 +65,10 @@ class AnomalyDataset:
         entries: list of Entry in the order of meta.json, so class after class.
         classes: their class names, in the same order.
         has_masks: the anomalous images have masks (either all of them have one, or none).
-        checksum: hex digest of the entries and the sizes of their files. It does not depend on where the root lies;
-            a file rewritten with the same number of bytes does not change it.
+        value_range: what black and white are in images of more than 8 bits; None: the range of their type.
+        mask_threshold: mask values above it are anomalous.
+        checksum: hex digest of the entries, the sizes of their files and how they are read. It does not depend on where
+            the root lies; a file rewritten with the same number of bytes does not change it.
         warnings: one-line strings on what looks wrong but can be used.
 
     Raises InputError on construction if meta.json or a file that it names is missing or not as it should be (files are
@@ -76,25 +81,34 @@ class AnomalyDataset:
         preprocess: Callable[[Image.Image], torch.Tensor] | None = None,
         image_size: int | None = None,
         split: str = "test",
+        read_as: str = "viewer",
+        meta: str | os.PathLike | None = None,
     ) -> None:
         self.root = os.path.abspath(root)
         self.preprocess = preprocess
         self.image_size = image_size
         self.split = split
-        self.entries = read_entries(root, split)
+        self.released = read_as == "released"
+        file, content = read_meta(root, meta)
+        self.value_range, self.mask_threshold = reading_rules(content, file)
+        self.entries = read_entries(self.root, content, split, file)
         self.classes = list(dict.fromkeys(entry.class_name for entry in self.entries))
         if not self.entries:
-            raise InputError(f"{root}: no images to use in the {split} split; choose another split")
+            raise InputError(f"{shown(file)}: no images to use in the {split} split; choose another split")
         anomalous = [entry for entry in self.entries if entry.label == 1]
         unmasked = [entry for entry in anomalous if not entry.mask_path]
         self.has_masks = len(unmasked) < len(anomalous)
         if self.has_masks and unmasked:
             raise InputError(
-                f"{meta_path(root)}: {len(unmasked)} of {len(anomalous)} anomalous images have no mask (first: "
-                f"{unmasked[0].image_path}); add their masks, or leave the masks of all images out"
+                f"{shown(file)}: {len(unmasked)} of {len(anomalous)} anomalous images have no mask (first: "
+                f"{shown(unmasked[0].image_path)}); add their masks, or leave the masks of all images out"
             )
         self.checksum = self._checksum()
-        self.warnings = self._mask_size_warnings()
+        self.warnings = [*self._deep_warnings(), *self._size_warnings()]
+
+    def fit(self, preprocess: Callable[[Image.Image], torch.Tensor], image_size: int) -> None:
+        """Give what `dataset[i]` needs of a model that was loaded later."""
+        self.preprocess, self.image_size = preprocess, image_size
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -103,8 +117,7 @@ class AnomalyDataset:
         import torch
 
         entry = self.entries[index]
-        path = self.path(entry.image_path)
-        image = self.preprocess(load_image(path))  # (3, S, S)
+        image = self.preprocess(self.image(index))  # (3, S, S)
         if self.image_size and image.shape[-1] != self.image_size:
             raise ImageError(f"preprocess gives {tuple(image.shape)}; make AnomalyDataset with the same image_size")
         return {
@@ -112,15 +125,22 @@ class AnomalyDataset:
             "mask": torch.from_numpy(self.mask(index, image.shape[-1])),
             "label": entry.label,
             "class_name": entry.class_name,
-            "image_path": path,
+            "image_path": self.path(entry.image_path),
         }
 
-    def mask(self, index: int, image_size: int) -> np.ndarray:
-        """The mask of `dataset[index]` alone, (image_size, image_size) float32 of 0 and 1."""
+    def image(self, index: int) -> Image.Image:
+        """The image of `dataset[index]` as it goes into preprocess, RGB."""
+        path = self.path(self.entries[index].image_path)
+        return load_released(path, self.image_size) if self.released else load_image(path, self.value_range)
+
+    def mask(self, index: int, size: int | tuple[int, int]) -> np.ndarray:
+        """The mask of `dataset[index]` alone, float32 of 0 and 1; size: S for (S, S), or width and height."""
         entry = self.entries[index]
         if entry.label == 1 and entry.mask_path:
-            return load_mask(self.path(entry.mask_path), image_size)
-        return np.zeros((image_size, image_size), dtype=np.float32)
+            image_path = self.path(entry.image_path)
+            return load_mask(self.path(entry.mask_path), size, self.mask_threshold, image_path, self.released)
+        width, height = size if isinstance(size, tuple) else (size, size)
+        return np.zeros((height, width), dtype=np.float32)
 
     def path(self, relative: str) -> str:
         """Absolute path of a file named in an entry."""
@@ -132,171 +152,148 @@ class AnomalyDataset:
             sizes = [os.path.getsize(self.path(path)) for path in (entry.image_path, entry.mask_path) if path]
             row = [entry.class_name, entry.label, entry.image_path, entry.mask_path, *sizes]
             digest.update(json.dumps(row).encode() + b"\n")
+        rules = {"value_range": self.value_range, "mask_threshold": self.mask_threshold}
+        if any(rules.values()):
+            digest.update(json.dumps(rules).encode())
         return digest.hexdigest()
 
-    def _mask_size_warnings(self) -> list[str]:
-        different = [
-            entry.mask_path
-            for entry in self.entries
-            if entry.label == 1
-            and entry.mask_path
-            and _sizes_differ(self.path(entry.image_path), self.path(entry.mask_path))
-        ]
-        if not different:
+    def _deep_warnings(self) -> list[str]:
+        if self.value_range or self.released:
             return []
-        return [
-            f"{len(different)} masks differ in size from their image and are stretched to it (first: {different[0]})"
-        ]
+        return deep_image_warnings(
+            [self.path(entry.image_path) for entry in self.entries],
+            "write value_range into meta.json (generate_dataset_json/custom.py --value_range auto finds one)",
+        )
+
+    def _size_warnings(self) -> list[str]:
+        along, unknown, different = [], [], []  # masks
+        for entry in self.entries:
+            if entry.label == 0 or not entry.mask_path:
+                continue
+            try:
+                orientation, stored, upright = orientation_and_sizes(self.path(entry.image_path))
+                _, size, _ = orientation_and_sizes(self.path(entry.mask_path))
+            except Exception:  # what is wrong with a file is said when it is read
+                continue
+            turned = orientation != 1 and not self.released
+            if turned and drawn_unturned(orientation, stored, size):
+                along.append(entry.mask_path)
+            elif turned and (orientation in (2, 3, 4) or stored == upright):
+                unknown.append(entry.mask_path)
+            elif size != (stored if self.released else upright):
+                different.append(entry.mask_path)
+        said = (
+            (along, "masks were drawn before their images were turned (EXIF), and are turned along"),
+            (unknown, "images are turned by EXIF and nothing tells whether their masks are, too; look at them (--vis)"),
+            (different, "masks differ in size from their image and are stretched to it"),
+        )
+        return [f"{len(masks)} {words} (first: {shown(masks[0])})" for masks, words in said if masks]
 
 
-def blank_masks_warning(paths: list[str], image_size: int) -> str:
-    """What to say of anomalous images whose masks mark no pixel once they are resized."""
-    return (
-        f"the masks of {len(paths)} anomalous images mark no pixel at {image_size} x {image_size} (first: {paths[0]}); "
-        "correct them, or give a larger --image_size"
-    )
+def mask_warnings(shares: dict[str, float], image_size: int) -> list[str]:
+    """What there is to say of the masks of anomalous images.
 
-
-def load_image(path: str | os.PathLike, value_range: tuple[float, float] | None = None) -> Image.Image:
-    """The image at `path` as 8-bit RGB, see `as_rgb`.
-
-    Raises ImageError for a file that cannot be read as an image, or has more pixels than PIL's limit
-    (PIL.Image.MAX_IMAGE_PIXELS, 89 million).
+    Args:
+        shares: of each image, by its path, how much of it its mask marks at the model's input size, in [0, 1].
+        image_size: this input size.
     """
-    with _opened(path) as image:
-        return as_rgb(image, value_range)
+    blank = [path for path, share in shares.items() if share == 0]
+    covered = [path for path, share in shares.items() if share > 0.5]
+    warnings = []
+    if blank:
+        warnings.append(
+            f"the masks of {len(blank)} anomalous images mark no pixel at {image_size} x {image_size} (first: "
+            f"{shown(blank[0])}); correct them, or give a larger --image_size"
+        )
+    if len(covered) > len(shares) / 2:
+        warnings.append(
+            f"the masks of {len(covered)} of {len(shares)} anomalous images mark more than half of the image (first: "
+            f"{shown(covered[0])}); if they mark what is normal, invert them"
+        )
+    return warnings
 
 
-def as_rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
-    """An image as 8-bit RGB, the way a viewer shows it.
-
-    The EXIF orientation is applied, transparency is put on white, and grey values of more than 8 bits are scaled to
-    8 bits: black and white are the values of `value_range`, else the ends of their full range.
-    """
-    upright = ImageOps.exif_transpose(image)
-    if _is_deep(upright):
-        return Image.fromarray(_scale_to_8_bits(upright, value_range)).convert("RGB")
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return upright.convert("RGB")
-
-
-def load_mask(path: str | os.PathLike, image_size: int | tuple[int, int]) -> np.ndarray:
-    """The mask at `path` as float32 of 0 and 1; raises ImageError like load_image.
-
-    image_size: S for (S, S), or width and height.
-
-    Every pixel above 0 is anomalous; the binary mask is resized bilinearly (PIL, antialiased) and cut at 0.5, as in the
-    released code. An EXIF orientation of the mask is ignored, as there.
-    """
-    with _opened(path) as image:
-        values = np.asarray(image if _is_deep(image) else image.convert("L"))
-        binary = Image.fromarray((values > 0).astype(np.uint8) * 255)
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    resized = np.asarray(binary.resize(size, Image.Resampling.BILINEAR))
-    return (resized > 127).astype(np.float32)
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The decoded image; whatever goes wrong with it, in here or in the with block, becomes an ImageError."""
+def read_meta(root: str | os.PathLike, meta: str | os.PathLike | None = None) -> tuple[Path, dict[str, Any]]:
+    """The file that describes a data set, and the object in it; InputError if there is none."""
+    file = Path(root) / "meta.json" if meta is None else Path(meta)
+    where = shown(root)
+    make = f"python generate_dataset_json/KEY.py --root {where} (KEY: mvtec, visa, ...; custom for your own images)"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                yield image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
-        raise ImageError(f"{path}: has more than {limit} pixels; shrink it or cut it into tiles") from None
-    except Exception as error:  # broken files make PIL raise nearly anything, from SyntaxError to struct.error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: cannot be read as an image ({reason}); replace the file or leave it out") from None
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the grey values have more than 8 bits."""
-    return image.mode == "F" or image.mode.startswith("I")
-
-
-def _scale_to_8_bits(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
-    """Deep grey values as uint8, over a given range, else the smallest usual one that holds them."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    if value_range:
-        low, high = value_range
-    else:
-        usual = (1, 255, 65535) if image.mode == "F" else (65535,)
-        low = min(0.0, values.min())
-        high = next((top for top in usual if values.max() <= top), values.max())
-    return np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-
-
-def _sizes_differ(image_path: str, mask_path: str) -> bool:
-    """Whether the sizes in the two file headers differ; False for what cannot be read, which dataset[i] reports."""
+        names = os.listdir(root)
+    except OSError as error:
+        raise InputError(f"{where}: {error.strerror}; give the folder that holds the images and meta.json") from None
+    if not names:
+        raise InputError(f"{where}: the folder is empty; put the data set's images there, then run {make}")
+    if not file.is_file():
+        problem = "is not a file" if os.path.lexists(file) else "no such file"
+        raise InputError(f"{shown(file)}: {problem}; make it with {make}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(image_path) as image, Image.open(mask_path) as mask:
-                if image.size == mask.size:
-                    return False
-                sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)  # orientations that swap width and height
-                return mask.size != (image.size[::-1] if sideways else image.size)
-    except Exception:
-        return False
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{shown(file)}: cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{shown(file)}: is not valid JSON ({error}); make it again with {make}") from None
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"{shown(file)}: holds a {kind} instead of an object; make it again with {make}")
+    return file, content
 
 
-def meta_path(root: str | os.PathLike) -> Path:
-    """Where the description of the data set in `root` lies."""
-    return Path(root) / "meta.json"
+def reading_rules(content: dict[str, Any], file: Path) -> tuple[tuple[float, float] | None, float]:
+    """What meta.json says beside its splits: value_range, and mask_threshold; InputError if they are no such things."""
+    value_range, threshold = content.get("value_range"), content.get("mask_threshold", 0)
+    if value_range is not None:
+        pair = isinstance(value_range, list) and len(value_range) == 2 and all(map(is_number, value_range))
+        if not pair or value_range[0] >= value_range[1]:
+            raise InputError(
+                f"{shown(file)}: value_range {one_line_of(value_range)} is not [low, high]; correct it, or leave it out"
+            )
+        value_range = tuple(value_range)
+    if not is_number(threshold) or threshold < 0:
+        raise InputError(
+            f"{shown(file)}: mask_threshold {one_line_of(threshold)} is not a number of at least 0; correct it, or "
+            "leave it out"
+        )
+    return value_range, threshold
 
 
-def read_entries(root: str | os.PathLike, split: str) -> list[Entry]:
-    """Read and check one split of ROOT/meta.json: every file it names exists and lies inside the root.
+def is_number(value: object) -> bool:
+    """Whether a value from JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e30
+
+
+def one_line_of(value: object) -> str:
+    """A value from JSON for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def read_entries(root: str, content: dict[str, Any], split: str, file: Path) -> list[Entry]:
+    """One checked split of what a meta.json holds: every file it names exists and lies inside the root.
 
     Files made by the released scripts are accepted: absolute paths (the part of them that exists inside the root
     is taken), backslashes, "Train" and "Test", no mask_path. Raises InputError.
     """
-    file = meta_path(root)
-    again = f"make it again: python generate_dataset_json/KEY.py --root {root}"
-    splits = _read_json(root)
+    again = f"make it again: python generate_dataset_json/KEY.py --root {shown(root)}"
+    splits = {name: classes for name, classes in content.items() if name not in ("value_range", "mask_threshold")}
     found = [name for name in splits if name.lower() == split.lower()]
     if not found:
-        raise InputError(f"{file}: has no {split!r} split (it has {list(splits)}); {again}")
+        raise InputError(f"{shown(file)}: has no {split!r} split (it has {one_line_of(list(splits))}); {again}")
     classes = splits[found[0]]
     if not isinstance(classes, dict) or not all(isinstance(rows, list) for rows in classes.values()):
-        raise InputError(f"{file}: {found[0]!r} is not an object with a list of entries for each class; {again}")
-    entries = []
+        raise InputError(f"{shown(file)}: {found[0]!r} is not an object with a list of entries a class; {again}")
+    entries, labels = [], {}
     for class_key, rows in classes.items():
         for number, row in enumerate(rows):
             try:
-                entries.append(_read_entry(os.path.abspath(root), row))
+                entry = _read_entry(root, row)
+                if labels.setdefault(entry.image_path, entry.label) != entry.label:
+                    raise ValueError(f"names the image {entry.image_path!r}, which has both 0 and 1 as 'anomaly'")
             except ValueError as error:
-                raise InputError(f"{file}: entry {number} of {found[0]} / {class_key!r} {error}; {again}") from None
+                where = f"entry {number} of {found[0]} / {class_key!r}"
+                raise InputError(f"{shown(file)}: {where} {error}; {again}") from None
+            entries.append(entry)
     return entries
-
-
-def _read_json(root: str | os.PathLike) -> dict[str, Any]:
-    """The object in ROOT/meta.json, or InputError."""
-    file = meta_path(root)
-    make = f"python generate_dataset_json/KEY.py --root {root} (KEY: mvtec, visa, ...; custom for your own images)"
-    try:
-        names = os.listdir(root)
-    except OSError as error:
-        raise InputError(f"{root}: {error.strerror}; give the folder that holds the images and meta.json") from None
-    if not names:
-        raise InputError(f"{root}: the folder is empty; put the data set's images there, then run {make}")
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; make it with {make}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: is not valid JSON ({error}); make it again with {make}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds a {type(content).__name__} instead of an object; make it again with {make}")
-    return content
 
 
 def _read_entry(root: str, row: Any) -> Entry:
@@ -307,9 +304,11 @@ def _read_entry(root: str, row: Any) -> Entry:
         if key not in row and key != "mask_path":
             raise ValueError(f"lacks {key!r}")
         if not isinstance(row.get(key), kinds):
-            raise ValueError(f"has {row[key]!r} as {key!r}")
+            raise ValueError(f"has {one_line_of(row[key])} as {key!r}")
     if row["anomaly"] not in (0, 1):
         raise ValueError(f"has {row['anomaly']!r} as 'anomaly' (0 or 1 is allowed)")
+    if not row["cls_name"].isprintable():
+        raise ValueError(f"has {row['cls_name']!r} as 'cls_name', which cannot be printed")
     mask = row.get("mask_path")
     return Entry(
         image_path=_find_inside(root, row["img_path"], "image"),
@@ -322,18 +321,29 @@ def _read_entry(root: str, row: Any) -> Entry:
 def _find_inside(root: str, written: str, what: str) -> str:
     """The file that meta.json means by `written`, relative to the root; ValueError if there is none inside the root.
 
-    The check is on the written path: a link that the user put inside the root may lead elsewhere.
+    The check is on the written path: a link that the user put inside the root may lead elsewhere. Letters with accents
+    may be written as one sign or as two, whichever the file's name has.
     """
+    if re.search("[\x00-\x1f\ud800-\udfff]", written):
+        raise ValueError(f"names the {what} {written!r}, with characters that no path should hold")
     path = posixpath.normpath(re.sub(r"^[A-Za-z]:", "/", written.replace("\\", "/")))
     parts = [part for part in path.split("/") if part]
     absolute = path.startswith("/")
-    if parts[:1] == [".."] or re.search(r"[\x00-\x1f]", path):
+    if parts[:1] == [".."]:
         raise ValueError(f"names the {what} {written!r}, which is outside the root")
     starts = range(len(parts)) if absolute else [0]
     if os.path.basename(root) in parts[:-1]:  # released files may hold ROOT/... with the root as it was given then
         starts = [*starts, parts.index(os.path.basename(root)) + 1]
+    spellings = dict.fromkeys([tuple(parts), *(tuple(_normalised(parts, form)) for form in ("NFC", "NFD"))])
     for start in starts:
-        if os.path.isfile(os.path.join(root, *parts[start:])):
-            return "/".join(parts[start:])
+        for spelling in spellings:
+            if os.path.isfile(os.path.join(root, *spelling[start:])):
+                return "/".join(spelling[start:])
     problem = "which is outside the root" if absolute else "which does not exist"
+    if os.path.lexists(os.path.join(root, *parts)) and not absolute:
+        problem = "which is not a file"
     raise ValueError(f"names the {what} {written!r}, {problem}")
+
+
+def _normalised(parts: Iterable[str], form: str) -> Iterable[str]:
+    return (unicodedata.normalize(form, part) for part in parts)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 import parallel
@@ -71,6 +71,11 @@ def predict(method: Base, features: dict[str, torch.Tensor], class_name: str) ->
     return torch.cat([scores for scores, _ in parts]), torch.cat([maps for _, maps in parts])
 
 
+def collate(items: list[dict]) -> dict:
+    """A batch of items of a data set; its masks are bool, for they may have to pass through shared memory."""
+    return default_collate([item | {"mask": item["mask"] > 0} for item in items])
+
+
 class FeatureStore:
     """Batches of features, masks and labels of a data set, in any order.
 
@@ -105,6 +110,7 @@ class FeatureStore:
                 self.dataset,
                 batch_sampler=[order[rows].tolist() for rows, _ in chunks],
                 num_workers=self.num_workers,
+                collate_fn=collate,
             )
             batches = map(self._computed, batches)
         else:
@@ -116,7 +122,8 @@ class FeatureStore:
         device = self.method.model.device
         features = encode(self.method, batch.pop("image").to(device))
         features = {name: features[name] for name in self.wanted or features}
-        return batch | {"features": features, "mask": batch["mask"].to(device), "label": batch["label"].to(device)}
+        mask = batch["mask"].to(device).float()
+        return batch | {"features": features, "mask": mask, "label": batch["label"].to(device)}
 
     def _looked_up(self, indices: torch.Tensor) -> dict:
         device = self.method.model.device
@@ -130,18 +137,17 @@ class FeatureStore:
             "image_path": [self.dataset.path(entry.image_path) for entry in entries],
         }
 
-    def blank_masks(self) -> list[str]:
-        """Paths of the anomalous images whose masks mark no pixel at the model's image size."""
+    def mask_shares(self) -> dict[str, float]:
+        """How much of each anomalous image its mask marks, by the image's path, at the model's input size."""
         anomalous = [index for index, entry in enumerate(self.dataset.entries) if entry.label == 1]
-        blank = []
+        shares = {}
         for index in tqdm(anomalous, desc="masks", unit="mask", leave=False, delay=1):
             if self.arrays is None:
                 mask = self.dataset.mask(index, self.method.model.image_size)
             else:
                 mask = self.arrays["mask"][index]
-            if not mask.any():
-                blank.append(self.dataset.entries[index].image_path)
-        return blank
+            shares[self.dataset.entries[index].image_path] = float(np.asarray(mask).mean())
+        return shares
 
 
 def open_store(
@@ -192,6 +198,7 @@ def cache_key(method: Base, dataset: AnomalyDataset, cache_dtype: str, wanted: t
         "weights_sha256": method.model.weights_sha256,
         "precision": method.model.precision,
         "data_checksum": dataset.checksum,
+        "released": dataset.released,
         "modified": modification_digest(dataset),
         "dtype": cache_dtype,
         "features": wanted and list(wanted),

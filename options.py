@@ -84,6 +84,17 @@ def add_flags(parser: argparse.ArgumentParser, part: str, cache: str | None = No
     add_machine_flags(parser, cache)
 
 
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of how a data set is read."""
+    parser.add_argument("--meta", type=Path, metavar="FILE", help="description of the data set (its root's meta.json)")
+    parser.add_argument(
+        "--read_as",
+        choices=("viewer", "released"),
+        default="viewer",
+        help="images as a viewer shows them, or as the authors' code reads them (viewer)",
+    )
+
+
 def add_machine_flags(parser: argparse.ArgumentParser, cache: str | None) -> None:
     """Flags of the machine, which results hardly depend on; `cache` as in `add_flags`."""
     machine = parser.add_argument_group("machine")

@@ -149,7 +149,7 @@ class Predictor:
             )
         set_classes(self.method, [class_name])
         self.class_name, self.tile, self.overlap = class_name, tile, overlap
-        self.value_range, self.batch_size = value_range, batch_size
+        self.value_range, self.batch_size = None if value_range is None else tuple(value_range), batch_size
         self.sigma = self.record["testing"]["sigma"]
         self.highest = float(len(self.record["settings"].get("features_list", [None])))
         pictures = {"class_name": class_name, "tile": tile, "overlap": overlap if tile else None}
@@ -171,7 +171,7 @@ class Predictor:
         import numpy as np
         from PIL import Image
 
-        from dataset import as_rgb, load_image
+        from deploy.reader import as_rgb, load_image
 
         if isinstance(picture, Image.Image):
             pixels = np.asarray(as_rgb(picture, self.value_range))
@@ -411,25 +411,27 @@ def from_labels(args: argparse.Namespace, predictor: Predictor) -> Calibration:
     """Thresholds with the best F1 on a data set with labels: of images, and of pixels at the images' own size."""
     import numpy as np
 
-    from dataset import AnomalyDataset, load_mask
+    from dataset import AnomalyDataset
     from deploy.decisions import Calibration, best_f1
     from deploy.run import in_order, reading_pool, with_progress
 
     dataset = AnomalyDataset(args.labelled)
+    if dataset.value_range and dataset.value_range != predictor.value_range:
+        low, high = dataset.value_range
+        raise InputError(
+            f"--labelled {args.labelled}: its meta.json has another value_range; give --value_range {low:g} {high:g}"
+        )
     own = range(parallel.rank(), len(dataset), parallel.world_size())
     scored, pixels = [], np.zeros((2, PIXEL_BINS), np.int64)  # normal and anomalous pixels by their map value
     with reading_pool(args.num_workers) as (pool, ahead):
         paths = (dataset.path(dataset.entries[index].image_path) for index in own)
         results = predictor.look_at(in_order(pool, predictor.read, paths, ahead))
         for index, result in zip(own, with_progress(results, len(own), "labelled pictures"), strict=True):
-            entry = dataset.entries[index]
-            mask = np.zeros(result.map.shape, bool)
-            if entry.label and entry.mask_path:
-                mask = load_mask(dataset.path(entry.mask_path), result.map.shape[::-1]) > 0
+            mask = dataset.mask(index, result.map.shape[::-1]) > 0
             places = np.minimum(result.map / predictor.highest * PIXEL_BINS, PIXEL_BINS - 1).astype(np.int64)
             for kind in (0, 1):
                 pixels[kind] += np.bincount(places[mask == kind], minlength=PIXEL_BINS)
-            scored.append((result.score, entry.label))
+            scored.append((result.score, dataset.entries[index].label))
     scores, labels = np.array(sum(parallel.gather(scored), [])).T
     pixels = sum(parallel.gather(pixels))
     if not labels.any():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import parallel
 from checkpoint import file_sha256, open_method
-from options import add_flags
+from options import add_flags, add_reading_flags
 from utils import InputError, get_logger, make_run_folder, positive_int, processor, run_cli, write_json, write_text
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint_path", type=Path, help="epoch_N.pth of train.py or of the authors")
     parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records (mvtec)")
     parser.add_argument("--split", choices=("train", "test"), default="test", help="split of meta.json (test)")
+    add_reading_flags(parser)
     parser.add_argument(
         "--metrics", choices=tuple(METRICS), default="image-pixel-level", help="columns (image-pixel-level)"
     )
@@ -59,17 +60,17 @@ def test(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from dataset import AnomalyDataset, blank_masks_warning
+    from dataset import AnomalyDataset, mask_warnings
     from deploy.results import Journal
     from features import open_store, set_classes
 
     # Data and run folder; what is wrong with them is said before weights are loaded
-    dataset = AnomalyDataset(args.data_path, split=args.split)
+    dataset = AnomalyDataset(args.data_path, split=args.split, read_as=args.read_as, meta=args.meta)
     folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
 
     # Model and method
     method, record = open_method(args, "TESTING")
-    dataset.preprocess = method.model.resize
+    dataset.fit(method.model.resize, method.model.image_size)
     sigma = record["testing"]["sigma"]
     references = draw_references(args, method, dataset.classes) if method.num_references else {}
 
@@ -79,7 +80,7 @@ def test(args: argparse.Namespace) -> None:
     if args.exact_aupro and "pixel_aupro" in names:
         names.insert(names.index("pixel_aupro") + 1, "pixel_aupro_exact")
     tested = {"dataset": args.dataset, "split": args.split, "data_checksum": dataset.checksum}
-    tested["settings"] = record["settings"]
+    tested |= {"read_as": args.read_as, "settings": record["settings"]}
     if parallel.is_main():
         arguments = vars(args) | record["settings"] | record["testing"]
         machine = {"processor": processor(), "threads": torch.get_num_threads()}
@@ -106,6 +107,8 @@ def test(args: argparse.Namespace) -> None:
     if results.keys() < set(dataset.classes):
         store = open_store(method, dataset, args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
 
+    drawn = args.vis or args.save_maps or args.report
+    keeps_maps = drawn or (dataset.has_masks and any(name.startswith("pixel") for name in names))
     progress = tqdm(total=len(dataset), desc="testing", unit="image", disable=not parallel.is_main())
     for class_name in dataset.classes:
         rows = torch.tensor([i for i, entry in enumerate(dataset.entries) if entry.class_name == class_name])
@@ -115,16 +118,17 @@ def test(args: argparse.Namespace) -> None:
             continue
         if references:
             set_references(method, class_name, references[class_name])
-        predicted = predict_class(store, rows, class_name, args.batch_size, sigma, args.map_dtype, progress)
+        map_dtype = args.map_dtype if keeps_maps else None
+        predicted = predict_class(store, rows, class_name, args.batch_size, sigma, map_dtype, progress)
         if parallel.is_main():
-            scores, maps, masks = predicted
+            scores, shares, maps, masks = predicted
             entries = [dataset.entries[row] for row in rows]
-            blank = [e.image_path for e, mask in zip(entries, masks, strict=True) if e.label and not mask.any()]
-            if dataset.has_masks and blank:
-                logger.warning("%s: %s", class_name, blank_masks_warning(blank, method.model.image_size))
+            marked = {e.image_path: share for e, share in zip(entries, shares, strict=True) if e.label}
+            for warning in mask_warnings(marked, method.model.image_size) if dataset.has_masks else ():
+                logger.warning("%s: %s", class_name, warning)
             masks = masks if dataset.has_masks else None
             results[class_name] = evaluate(names, [entry.label for entry in entries], scores, masks, maps)
-            if args.vis or args.save_maps or args.report:
+            if drawn:
                 show_class(args, folder, dataset, rows.tolist(), scores, masks, maps, journal, method)
             write_json(finished, {"key": key, "classes": results})
             del predicted, maps, masks  # before the next class takes its own
@@ -146,11 +150,22 @@ def test(args: argparse.Namespace) -> None:
 
 
 def predict_class(
-    store: FeatureStore, rows: torch.Tensor, class_name: str, batch_size: int, sigma: float, dtype: str, progress: tqdm
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Scores (N,), smoothed maps (N, S, S) of `dtype` and masks (N, S, S) of a class; None but in the main process.
+    store: FeatureStore,
+    rows: torch.Tensor,
+    class_name: str,
+    batch_size: int,
+    sigma: float,
+    map_dtype: str | None,
+    progress: tqdm,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None] | None:
+    """What is predicted of a class; None but in the main process.
 
-    rows: where its N images stand in the data set.
+    Args:
+        rows: where its N images stand in the data set.
+        map_dtype: type of the maps; None: maps and masks are not kept.
+
+    Returns:
+        Scores (N,), shares that masks mark of their images (N,), smoothed maps (N, S, S) and masks (N, S, S) or None.
     """
     import numpy as np
 
@@ -159,18 +174,21 @@ def predict_class(
 
     count, image_size = len(rows), store.method.model.image_size
     if parallel.is_main():
-        scores = np.empty(count, np.float32)
-        maps = np.empty((count, image_size, image_size), dtype)
-        masks = np.empty((count, image_size, image_size), bool)
+        arrays = [np.empty(count, np.float32), np.empty(count, np.float32)]
+        if map_dtype:
+            arrays += [np.empty((count, image_size, image_size), dtype) for dtype in (map_dtype, bool)]
     for batch in store.batches(rows, batch_size):
         batch_scores, batch_maps = predict(store.method, batch["features"], class_name)
-        batch_maps = smooth(batch_maps, sigma)
-        share = [value.cpu().numpy() for value in (batch["rows"], batch_scores, batch_maps, batch["mask"] > 0)]
-        for places, *values in parallel.gather_to_main(share):
-            for array, value in zip((scores, maps, masks), values, strict=True):
+        share = [batch["rows"], batch_scores, batch["mask"].mean(dim=(1, 2))]
+        if map_dtype:
+            share += [smooth(batch_maps, sigma), batch["mask"] > 0]
+        for places, *values in parallel.gather_to_main([value.cpu().numpy() for value in share]):
+            for array, value in zip(arrays, values, strict=True):
                 array[places] = value[: len(places)]
             progress.update(len(places))
-    return (scores, maps, masks) if parallel.is_main() else None
+    if not parallel.is_main():
+        return None
+    return tuple(arrays) if map_dtype else (*arrays, None, None)
 
 
 def set_references(method: Base, class_name: str, references: Subset) -> None:
@@ -192,7 +210,8 @@ def draw_references(args: argparse.Namespace, method: Base, class_names: list[st
 
     count = method.num_references
     try:
-        train = AnomalyDataset(args.data_path, method.model.resize, split="train")
+        size = method.model.image_size
+        train = AnomalyDataset(args.data_path, method.model.resize, size, "train", args.read_as, args.meta)
     except InputError as error:
         raise InputError(f"--k_shot {count} takes normal images of the train split, but {error}") from None
     drawn = {}
@@ -219,7 +238,7 @@ def read_finished(path: Path, key: dict) -> dict[str, dict]:
 
 
 def evaluate(
-    names: list[str], labels: list[int], scores: np.ndarray, masks: np.ndarray | None, maps: np.ndarray
+    names: list[str], labels: list[int], scores: np.ndarray, masks: np.ndarray | None, maps: np.ndarray | None
 ) -> dict[str, float | None]:
     """The metrics of one class in percent; None where the class has no normal images or no masks."""
     import metrics
@@ -274,7 +293,6 @@ def show_class(
     """
     import numpy as np
 
-    from dataset import load_image
     from deploy.maps import map_to_uint16
     from deploy.results import stamp
     from pictures import Scale, output_names, panel, thumbnail, write_image
@@ -284,16 +302,16 @@ def show_class(
     highest = len(method.settings.get("features_list", [None]))
     for place, row in enumerate(rows):
         entry, values = dataset.entries[row], maps[place].astype(np.float32)
-        path = dataset.path(entry.image_path)
         if args.save_maps:
             write_image(folder / "maps" / names[entry.image_path], map_to_uint16(values, highest))
         if not (args.vis or args.report):
             continue
-        image = np.asarray(load_image(path).resize(values.shape))
+        image = np.asarray(dataset.image(row).resize(values.shape))
         if args.vis:
             mask = None if masks is None else masks[place]
             write_image(folder / "vis" / names[entry.image_path], panel(image, mask, values, scale))
         if args.report:
+            path = dataset.path(entry.image_path)
             seen = {"number": row, "stamp": stamp(path), "path": entry.image_path, "score": float(scores[place])}
             seen |= {"label": entry.label, "class_name": entry.class_name}
             journal.append(seen, thumbnail(image, values, scale))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import parallel
 from checkpoint import check_training, checkpoint_path, newest_checkpoint, open_method, write_checkpoint
-from options import add_flags
+from options import add_flags, add_reading_flags
 from utils import InputError, get_logger, make_run_folder, positive_int, processor, run_cli, write_json
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--split", choices=("train", "test"), default="test", help="split of meta.json (test, as the paper)"
     )
+    add_reading_flags(parser)
     parser.add_argument("--print_freq", type=positive_int, default=1, help="epochs between lines in the log (1)")
     parser.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints (1)")
     parser.add_argument("--resume", action="store_true", help="continue after the newest checkpoint in --save_path")
@@ -37,21 +38,21 @@ def train(args: argparse.Namespace) -> None:
     from torch.nn.parallel import DistributedDataParallel
     from tqdm import tqdm
 
-    from dataset import AnomalyDataset, blank_masks_warning
+    from dataset import AnomalyDataset, mask_warnings
     from features import open_store
 
     # Data and run folder; what is wrong with them is said before weights are loaded
-    dataset = AnomalyDataset(args.train_data_path, split=args.split)
+    dataset = AnomalyDataset(args.train_data_path, split=args.split, read_as=args.read_as, meta=args.meta)
     warnings = dataset.warnings + check_training(args, dataset)
     folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
 
     # Model and method
     method, record = open_method(args, "TRAINING")
-    dataset.preprocess = method.model.resize
+    dataset.fit(method.model.resize, method.model.image_size)
     training = record["training"]
     epochs, batch_size = training["epoch"], training["batch_size"]
-    data_record = {"dataset": args.dataset, "split": args.split, "data_checksum": dataset.checksum, "seed": args.seed}
-    record["training"] = data_record | training
+    data_record = {"dataset": args.dataset, "split": args.split, "data_checksum": dataset.checksum}
+    record["training"] = data_record | {"read_as": args.read_as, "seed": args.seed} | training
     if not method.SCHEDULED:
         del record["training"]["epoch"]  # a resumed run may train for longer
     optimizer = method.optimizer()
@@ -81,9 +82,9 @@ def train(args: argparse.Namespace) -> None:
     store = open_store(
         method, dataset, args.cache, args.cache_dir, args.cache_dtype, args.num_workers, method.TRAINING_FEATURES
     )
-    blank = store.blank_masks() if parallel.is_main() and dataset.has_masks else []
-    if blank:
-        logger.warning("%s", blank_masks_warning(blank, method.model.image_size))
+    if parallel.is_main() and dataset.has_masks:
+        for warning in mask_warnings(store.mask_shares(), method.model.image_size):
+            logger.warning("%s", warning)
 
     # Epochs
     losses_of = DistributedDataParallel(method) if parallel.world_size() > 1 else method

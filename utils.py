@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from AnomalyCLIP_lib.errors import InputError
+from AnomalyCLIP_lib.errors import InputError, shown
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm",
+    ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif",
+)  # fmt: skip
 
 
 def positive_int(text: str) -> int:

@@ -28,7 +28,14 @@ def fake_run(folder: Path, data: Path, name: str = "fake") -> Path:
         values = np.full((SIDE, SIDE), 0.8 * entry["anomaly"], np.float32)
         write_image((folder / "maps" / entry["img_path"]).with_suffix(".png"), map_to_uint16(values, 1))
     (folder / "args.json").write_text(
-        json.dumps({"arguments": {"data_path": str(data)}, "dataset": name, "split": "test"})
+        json.dumps(
+            {
+                "arguments": {"data_path": str(data)},
+                "dataset": name,
+                "split": "test",
+                "settings": {"image_size": SIDE},
+            }
+        )
     )
     (folder / "metrics.json").write_text("{}")
     return folder
@@ -94,7 +101,8 @@ def test_figure_4_without_masks_and_of_several_runs(data, unmasked, tmp_path, mo
 
 
 def test_choice_is_seeded_and_puts_anomalous_images_first(data, tmp_path):
-    _, _, entries = panels.read_run(fake_run(tmp_path / "run", data))
+    _, dataset = panels.read_run(fake_run(tmp_path / "run", data))
+    entries = dataset.entries
     entries = entries[:6]
     for number in (2, 5, 9):
         chosen = panels.choose(entries, number, "111 tile")

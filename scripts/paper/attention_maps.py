@@ -50,7 +50,7 @@ def main() -> None:
     args = parse_args()
     if args.output.suffix.lower() != ".png":
         raise InputError(f"--output {args.output} must end in .png")
-    from dataset import load_image
+    from deploy.reader import load_image
 
     image = load_image(args.image)
     model = load_model(args)
@@ -121,7 +121,7 @@ def patch_of_mask(path: Path, image_size: int, grid: int) -> tuple[int, int]:
     """Row and column of the patch that holds most of the mask; of several, the one nearest to the mask's centre."""
     import numpy as np
 
-    from dataset import load_mask
+    from deploy.reader import load_mask
 
     mask = load_mask(path, image_size)
     if not mask.any():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from dataset import Entry
+    from dataset import AnomalyDataset, Entry
 
 GAP = 4  # pixels between two panels, and three times as many between two examples
 COLUMNS = ("image", "mask", "anomaly map")
@@ -49,8 +49,9 @@ def main() -> None:
     from pictures import output_names
 
     rows, runs = [], {run: read_run(run) for run in args.runs}
-    names = [name for name, _, _ in runs.values()]
-    for run, (name, root, entries) in runs.items():
+    names = [name for name, _ in runs.values()]
+    for run, (name, dataset) in runs.items():
+        entries = dataset.entries
         files = output_names([entry.image_path for entry in entries])
         prefix = "" if len(runs) == 1 else f"{name if names.count(name) == 1 else run}\n"
         for class_name in dict.fromkeys(entry.class_name for entry in entries):
@@ -62,8 +63,8 @@ def main() -> None:
             if chosen:
                 maps = {entry.image_path: read_map(run, files[entry.image_path]) for entry in of_class}
                 masked = any(entry.mask_path for entry in entries)
-                rows.append((prefix + class_name, make_panels(root, maps, chosen, masked)))
-    tested = {entry.image_path for _, _, entries in runs.values() for entry in entries}
+                rows.append((prefix + class_name, make_panels(dataset, maps, chosen, masked)))
+    tested = {entry.image_path for _, dataset in runs.values() for entry in dataset.entries}
     unknown = [path for path in args.images or [] if path not in tested]
     if unknown:
         raise InputError(f"--images {unknown[0]}: not among the tested images; name them as meta.json does")
@@ -74,24 +75,24 @@ def main() -> None:
     print(f"wrote {args.output}: {len(rows)} classes, {sum(len(examples) for _, examples in rows)} images")
 
 
-def read_run(run: Path) -> tuple[str, str, list[Entry]]:
-    """Name and root of the tested data set and its entries; InputError if the run is not finished or has no maps."""
-    from dataset import read_entries
+def read_run(run: Path) -> tuple[str, AnomalyDataset]:
+    """Name of the tested data set, and the set; InputError if the run is not finished or has no maps."""
+    from dataset import READ_AS, AnomalyDataset
 
     if not (run / "maps").is_dir():
         raise InputError(f"{run}: has no maps folder; make it with test.py --save_maps --save_path {run}")
     try:
         record = json.loads((run / "args.json").read_text(encoding="utf-8"))
         name, split, root = record["dataset"], record["split"], record["arguments"]["data_path"]
-        finished = (run / "metrics.json").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+        meta, read_as = record["arguments"].get("meta"), record.get("read_as", READ_AS[0])
+        size = record["settings"]["image_size"]
+        sound = all(isinstance(each, str) for each in (name, split, root, meta or "")) and isinstance(size, int)
+        finished = sound and read_as in READ_AS and (run / "metrics.json").is_file()
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         finished = False
     if not finished:
         raise InputError(f"{run}: is not a finished run of test.py (args.json, metrics.json); run the test again")
-    entries = read_entries(root, split)
-    if not entries:
-        raise InputError(f"{run}: the meta.json of {root} has no images in its {split} split any more; test it again")
-    return name, root, entries
+    return name, AnomalyDataset(root, image_size=size, split=split, read_as=read_as, meta=meta)
 
 
 def choose(entries: list[Entry], number: int, seed: str) -> list[Entry]:
@@ -114,12 +115,12 @@ def read_map(run: Path, name: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image).astype(np.float32)
-    except OSError:
+    except Exception:  # damaged files make Pillow raise nearly anything
         raise InputError(f"{path}: is missing or damaged; run test.py --save_maps --save_path {run} again") from None
 
 
 def make_panels(
-    root: str, maps: dict[str, np.ndarray], chosen: list[Entry], masked: bool
+    dataset: AnomalyDataset, maps: dict[str, np.ndarray], chosen: list[Entry], masked: bool
 ) -> list[list[Image.Image | None]]:
     """Image, mask (None if the data set is not `masked`) and anomaly map of each chosen entry.
 
@@ -128,7 +129,6 @@ def make_panels(
     import numpy as np
     from PIL import Image
 
-    from dataset import load_image, load_mask
     from pictures import Scale, blend
 
     scale = Scale(float(min(each.min() for each in maps.values())), float(max(each.max() for each in maps.values())))
@@ -136,10 +136,9 @@ def make_panels(
     for entry in chosen:
         values = maps[entry.image_path]
         size = values.shape[::-1]
-        image = load_image(Path(root) / entry.image_path).resize(size)
-        mask = Image.new("L", size) if masked else None
-        if entry.label and entry.mask_path:
-            mask = Image.fromarray((load_mask(Path(root) / entry.mask_path, size) * 255).astype(np.uint8))
+        index = dataset.entries.index(entry)
+        image = dataset.image(index).resize(size)
+        mask = Image.fromarray((dataset.mask(index, size) * 255).astype(np.uint8)) if masked else None
         panels.append([image, mask, Image.fromarray(blend(np.asarray(image), scale.colours(values)))])
     return panels
 
