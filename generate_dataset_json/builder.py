@@ -1,10 +1,13 @@
 """What the scripts beside this file share: facts on the data sets, matching images to masks, writing meta.json.
 
 A layout is a function of the root that returns {"train": [entry...], "test": [entry...]}. All paths in it are strings
-relative to the root with forward slashes; an entry is made by `entry`.
+relative to the root with forward slashes; an entry is made by `entry`. A root that does not look like the data set at
+all makes it raise `NoLayout`; it is then tried on the folders in the root.
 """
 
 import argparse
+import csv
+import io
 import os
 import re
 import sys
@@ -15,7 +18,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for utils, whatever the working directory
 
-from utils import IMAGE_SUFFIXES, InputError, is_image, run_cli, write_json
+from generate_dataset_json.listing import (
+    NoLayout,
+    check_path,
+    find_folder,
+    forget_left_out,
+    join,
+    left_out,
+    list_folders,
+    list_images,
+    names_of,
+    need_images,
+    stem,
+)
+from utils import IMAGE_SUFFIXES, InputError, run_cli, shown, write_json
 
 Splits = dict[str, list[dict]]
 
@@ -87,59 +103,22 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def list_folders(root: Path, folder: str = ".") -> list[str]:
-    """Sorted names of the visible folders in ROOT/folder."""
-    return sorted(item.name for item in os.scandir(root / folder) if item.is_dir() and not item.name.startswith("."))
+# Entries and masks
 
 
-def list_images(root: Path, folder: str) -> list[str]:
-    """Sorted paths of the images directly in ROOT/folder; files whose suffix is not of an image are passed over."""
-    names = [item.name for item in os.scandir(root / folder) if item.is_file() and is_image(item.name)]
-    return sorted(f"{folder}/{check_name(name)}" for name in names)
-
-
-def check_name(name: str) -> str:
-    """`name`, or InputError if meta.json cannot hold it for every system."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"file name {name!r} is not valid UTF-8; rename the file") from None
-    if "\\" in name or re.search(r"[\x00-\x1f]", name):
-        raise InputError(f"file name {name!r} holds a backslash or a control character; rename the file")
-    return name
-
-
-def find_folder(root: Path, *names: str) -> str | None:
-    """The folder ROOT/names[0]/names[1]..., upper and lower case being the same; None if it is missing."""
-    folder = ""
-    for name in names:
-        here = list_folders(root, folder)
-        found = [name] if name in here else [other for other in here if other.lower() == name.lower()]
-        if not found:
-            return None
-        folder = f"{folder}/{found[0]}".lstrip("/")
-    return folder
-
-
-def need_folder(root: Path, *names: str, option: str = "--root") -> str:
-    """Like find_folder, but InputError if it is missing; `option` is the flag that named `root`."""
-    folder = find_folder(root, *names)
-    if folder is None:
-        raise InputError(f"{root}: has no folder {'/'.join(names)}; give the folder that holds it as {option}")
-    return folder
-
-
-def need_images(root: Path, folder: str) -> list[str]:
-    """Like list_images, but InputError if there are none."""
-    images = list_images(root, folder)
-    if not images:
-        raise InputError(f"{root / folder}: no images here (suffixes {' '.join(IMAGE_SUFFIXES)}); add some")
-    return images
-
-
-def stem(path: str) -> str:
-    """The file name without its last suffix."""
-    return os.path.splitext(os.path.basename(path))[0]
+def entry(class_name: str, specie: str, image: str, anomaly: bool, mask: str = "") -> dict:
+    """One entry of meta.json; InputError for names that it cannot hold."""
+    check_path(image)
+    check_path(mask)
+    if not class_name.isprintable():
+        raise InputError(f"class name {class_name!r} holds a character that cannot be printed; rename the class")
+    return {
+        "img_path": image,
+        "mask_path": mask,
+        "cls_name": class_name,
+        "specie_name": specie,
+        "anomaly": int(anomaly),
+    }
 
 
 def match_masks(root: Path, images: list[str], masks: list[str], tags: tuple[str, ...], folder: str) -> dict[str, str]:
@@ -157,45 +136,49 @@ def match_masks(root: Path, images: list[str], masks: list[str], tags: tuple[str
     for image in images:
         fitting = [mask for tag in tags for mask in by_stem.get(stem(image) + tag, [])]
         if len(fitting) > 1:
-            raise InputError(f"{root / image}: has several masks ({', '.join(fitting)}); keep one of them")
+            raise InputError(f"{shown(root / image)}: has several masks ({names_of(fitting)}); keep one of them")
         if not fitting:
             missing.append(image)
         elif fitting[0] in owner:
-            raise InputError(f"{root / fitting[0]}: fits {owner[fitting[0]]} and {image}; give them different names")
+            both = names_of([owner[fitting[0]]]) + " and " + shown(image)
+            raise InputError(f"{shown(root / fitting[0])}: fits {both}; give them different names")
         else:
             matched[image] = fitting[0]
             owner[fitting[0]] = image
     if missing:
-        names = " or ".join(f"{stem(missing[0])}{tag}.*" for tag in tags)
+        names = " or ".join(shown(f"{stem(missing[0])}{tag}.*") for tag in tags)
         raise InputError(
-            f"{root / missing[0]}: this abnormal image has no mask (looked for {names} in {root / folder}; "
-            f"{len(missing)} of {len(images)} have none); add the mask or remove the image"
+            f"{shown(root / missing[0])}: this abnormal image has no mask (looked for {names} in "
+            f"{shown(root / folder)}; {len(missing)} of {len(images)} have none); add the mask or remove the image"
         )
     orphans = [mask for mask in masks if mask not in owner]
     if orphans:
-        warn(f"{len(orphans)} masks in {root / folder} belong to no abnormal image (first: {orphans[0]}); left out")
+        where, first = shown(root / folder), shown(orphans[0])
+        warn(f"{len(orphans)} masks in {where} belong to no abnormal image (first: {first}); left out")
     return matched
 
 
-def entry(class_name: str, specie: str, image: str, anomaly: bool, mask: str = "") -> dict:
-    """One entry of meta.json."""
-    return {
-        "img_path": image,
-        "mask_path": mask,
-        "cls_name": class_name,
-        "specie_name": specie,
-        "anomaly": int(anomaly),
-    }
+# Layouts that several data sets have
 
 
-def mvtec_layout(root: Path, normal: str = "good", tags: tuple[str, ...] = ("_mask",)) -> Splits:
-    """CLASS/{train,test}/KIND/* with masks in CLASS/ground_truth/KIND/*; every folder with a test/ is a class."""
+def mvtec_layout(
+    root: Path, normal: str = "good", tags: tuple[str, ...] = ("_mask",), ending: str = "", masks_needed: bool = True
+) -> Splits:
+    """CLASS/{train,test}/KIND/* with masks in CLASS/ground_truth/KIND/*; every folder with a test/ is a class.
+
+    Args:
+        normal: the KIND that is normal.
+        tags: what may follow an image's stem in its mask's, see `match_masks`.
+        ending: what the masks' file names end with; "" for any image suffix.
+        masks_needed: False: if no class has a ground_truth folder, there are no masks.
+    """
     classes = [name for name in list_folders(root) if find_folder(root, name, "test")]
     if not classes:
-        raise InputError(f"{root}: no folder CLASS/test in it; give the folder that holds the classes as --root")
+        raise NoLayout(f"{shown(root)}: no folder CLASS/test in it; give the folder that holds the classes as --root")
+    refuse_loco(root, classes)
     splits: Splits = {"train": [], "test": []}
+    abnormal: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name in classes:
-        abnormal: dict[str, list[tuple[str, str]]] = {}
         for split in splits:
             folder = find_folder(root, name, split)
             for specie in list_folders(root, folder) if folder else []:
@@ -203,13 +186,53 @@ def mvtec_layout(root: Path, normal: str = "good", tags: tuple[str, ...] = ("_ma
                 if specie.lower() == normal:
                     splits[split] += [entry(name, specie, image, False) for image in images]
                 elif images:
-                    abnormal.setdefault(specie, []).extend((split, image) for image in images)
-        for specie, found in abnormal.items():
-            folder = need_folder(root, name, "ground_truth", specie)
-            masks = match_masks(root, [image for _, image in found], list_images(root, folder), tags, folder)
-            for split, image in found:
-                splits[split].append(entry(name, specie, image, True, masks[image]))
+                    abnormal.setdefault((name, specie), []).extend((split, image) for image in images)
+    has_masks = masks_needed or some_have_masks(root, classes, [name for name, _ in abnormal])
+    for (name, specie), found in abnormal.items():
+        images = [image for _, image in found]
+        masks = kind_masks(root, name, specie, images, tags, ending) if has_masks else {}
+        for split, image in found:
+            splits[split].append(entry(name, specie, image, True, masks.get(image, "")))
     return splits
+
+
+def kind_masks(
+    root: Path, class_name: str, specie: str, images: list[str], tags: tuple[str, ...], ending: str
+) -> dict[str, str]:
+    """The masks of one kind of anomaly in MVTec AD's layout."""
+    folder = find_folder(root, class_name, "ground_truth", specie)
+    if folder is None:
+        missing = shown(f"{class_name}/ground_truth/{specie}")
+        raise InputError(f"{shown(root)}: has no folder {missing} with masks for the {len(images)} images; add it")
+    masks = [mask for mask in list_images(root, folder) if mask.lower().endswith(ending.lower())]
+    return match_masks(root, images, masks, tags, folder)
+
+
+def some_have_masks(root: Path, classes: list[str], abnormal: list[str]) -> bool:
+    """Whether there are ground_truth folders; InputError if one of the classes with abnormal images has none."""
+    having = [name for name in classes if find_folder(root, name, "ground_truth")]
+    lacking = [name for name in abnormal if name not in having]
+    if having and lacking:
+        raise InputError(
+            f"{shown(root)}: class {shown(lacking[0])} has no ground_truth folder, class {shown(having[0])} has one; "
+            "add the masks, or take those of all classes away"
+        )
+    if lacking:
+        print(f"{shown(root)}: no class has a ground_truth folder; taken without masks")
+    return bool(having)
+
+
+def refuse_loco(root: Path, classes: list[str]) -> None:
+    """InputError for MVTec LOCO AD, which looks like MVTec AD."""
+    for name in classes:
+        for kind in ("logical_anomalies", "structural_anomalies"):
+            masks = find_folder(root, name, "ground_truth", kind)
+            if find_folder(root, name, "test", kind) and not (masks and list_images(root, masks)):
+                raise InputError(
+                    f"{shown(root)}: is MVTec LOCO AD ({shown(name)}/test/{kind}), which cannot be used here: its "
+                    "ground_truth/KIND/NNN/ holds several masks an image, each with a saturation threshold of its own "
+                    "metric; give MVTec AD"
+                )
 
 
 def folder_label_layout(root: Path, class_name: str, folders: dict[str, bool]) -> Splits:
@@ -242,11 +265,36 @@ def is_good(folder: str) -> bool:
     return os.path.basename(folder).lower() == "good"
 
 
+def read_csv(file: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and columns of each row of a csv file; spaces after commas do not count."""
+    where = shown(file)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = [(reader.line_num, row) for row in reader]
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{where}: is not a csv file ({error}); download the file again") from None
+    if not set(columns) <= set(names):
+        problem = f"its columns are not {','.join(columns)}" if names else "the file is empty"
+        raise InputError(f"{where}: {problem}; download the file again")
+    if not rows:
+        raise InputError(f"{where}: has no rows below its header; download the file again")
+    short = [line for line, row in rows if any(row[column] is None for column in columns)]
+    if short:
+        raise InputError(f"{where}:{short[0]}: has fewer columns than the header; download the file again")
+    return rows
+
+
+# The command line
+
+
 def run(key: str, layout: Callable[[Path], Splits], description: str) -> None:
     """The command line of one script: read ROOT by `layout`, compare with DATASETS[key], write meta.json."""
 
     def main() -> None:
-        args = parser(description, key).parse_args()
+        args = parse(parser(description, key))
         splits = read_layout(layout, open_root(args.root))
         compare_with_published(key, splits)
         write_meta(splits, args.root, args.out)
@@ -259,30 +307,93 @@ def parser(description: str, key: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--root", required=True, help=f"folder of the data set, for instance data/{key}")
     options.add_argument(
-        "--out", help="file to write, default ROOT/meta.json; the paths in it are relative to ROOT all the same"
+        "--out",
+        help="file to write, default ROOT/meta.json; the paths in it are relative to ROOT all the same, and train.py "
+        "and test.py read it with --meta",
     )
     return options
+
+
+def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; InputError for a flag whose value is empty, as a shell variable that is not set leaves it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names in letters that the terminal lacks
+    args = options.parse_args()
+    for name, value in vars(args).items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise InputError(f"--{name}: an empty value, as of a shell variable that is not set; give one")
+    return args
 
 
 def open_root(root: str, option: str = "--root") -> Path:
     """The root, named by the flag `option`, as a path; InputError if it is not a folder with something in it."""
     try:
         if not os.listdir(root):
-            raise InputError(f"{option} {root}: the folder is empty; put the data set there first")
+            raise InputError(f"{option} {shown(root)}: the folder is empty; put the data set there first")
     except OSError as error:
-        raise InputError(f"{option} {root}: {error.strerror}; give the folder that holds the data set") from None
+        raise InputError(f"{option} {shown(root)}: {error.strerror}; give the folder that holds the data set") from None
     return Path(root)
 
 
 def read_layout(layout: Callable[[Path], Splits], root: Path) -> Splits:
-    """What `layout` finds in `root`; InputError for a folder that cannot be read and if there are no test images."""
+    """What `layout` finds in `root`, or else in the one folder in it that has this layout.
+
+    InputError for a folder that cannot be read and if there are no images. What is left out is said.
+    """
+    forget_left_out()
     try:
-        splits = layout(root)
+        try:
+            splits = layout(root)
+        except NoLayout as error:
+            splits = read_wrapped(layout, root, error)
     except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; check the copy of the data set") from None
+        raise InputError(f"{shown(error.filename or root)}: {error.strerror}; check the copy of the data set") from None
+    warn_of_left_out()
     if not any(splits.values()):
-        raise InputError(f"{root}: the folders hold no images (looked for {' '.join(IMAGE_SUFFIXES)}); check the copy")
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{shown(root)}: the folders hold no images (looked for {suffixes}); check the copy")
     return splits
+
+
+def warn_of_left_out() -> None:
+    """One line on files in the folders that were listed which are no pictures."""
+    if left_out():
+        warn(left_out())
+    forget_left_out()
+
+
+def read_wrapped(layout: Callable[[Path], Splits], root: Path, not_here: NoLayout) -> Splits:
+    """What `layout` finds in the one folder of `root` that has it, its paths relative to `root`; else `not_here`."""
+    results: dict[str, Splits | InputError] = {}
+    for folder in list_folders(root):
+        forget_left_out()
+        try:
+            results[folder] = layout(root / folder)
+        except NoLayout:
+            continue
+        except InputError as error:
+            results[folder] = error
+    if not results:
+        raise not_here
+    if len(results) > 1:
+        raise InputError(f"{not_here} (it is in several folders here: {names_of(results)})")
+    folder, result = results.popitem()
+    if isinstance(result, InputError):
+        raise result
+    print(f"{shown(root)}: the data set lies in the folder {shown(folder)} in it")
+    return {split: [moved(item, folder) for item in entries] for split, entries in result.items()}
+
+
+def moved(item: dict, folder: str) -> dict:
+    """An entry whose paths were relative to a folder of the root."""
+    mask = item["mask_path"]
+    return entry(
+        item["cls_name"],
+        item["specie_name"],
+        join(folder, item["img_path"]),
+        bool(item["anomaly"]),
+        join(folder, mask) if mask else "",
+    )
 
 
 def compare_with_published(key: str, splits: Splits) -> None:
@@ -309,24 +420,38 @@ def count(entries: list[dict]) -> tuple[int, int]:
     return len(entries) - anomalous, anomalous
 
 
-def write_meta(splits: Splits, root: str, out: str | None) -> None:
-    """Write the entries as {split: {class: [entry...]}}, sorted by class and image path, and print what was written."""
-    meta: dict[str, dict[str, list[dict]]] = {}
+def write_meta(splits: Splits, root: str, out: str | None, rules: dict[str, object] | None = None) -> None:
+    """Write the entries as {split: {class: [entry...]}}, sorted by class and image path, and print what was written.
+
+    `rules` are written beside the splits: how the files are to be read.
+    """
+    meta: dict[str, object] = {}
     for split, entries in splits.items():
         twice = [path for path, number in Counter(item["img_path"] for item in entries).items() if number > 1]
         if twice:
-            raise InputError(f"{Path(root) / twice[0]}: listed twice in the {split} split; list every image once")
-        meta[split] = {}
+            raise InputError(f"{shown(Path(root) / twice[0])}: listed twice in the {split} split; list it once")
+        classes: dict[str, list[dict]] = {}
         for item in sorted(entries, key=lambda item: (item["cls_name"], item["img_path"])):
-            meta[split].setdefault(item["cls_name"], []).append(item)
+            classes.setdefault(item["cls_name"], []).append(item)
+        meta[split] = classes
     file = Path(out) if out else Path(root) / "meta.json"
+    advice = "give another file with --out"
+    if not out:
+        advice = "write elsewhere with --out FILE, and give train.py and test.py this as --meta FILE"
     try:
-        write_json(file, meta)
+        write_json(replaceable(file, advice), meta | (rules or {}))
     except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another file with --out") from None
-    print(f"wrote {file}")
+        raise InputError(f"{shown(file)}: cannot be written ({error.strerror}); {advice}") from None
+    print(f"wrote {shown(file)}{' (give it to train.py and test.py as --meta)' if out else ''}")
     for split, entries in splits.items():
         if entries:
             normal, anomalous = count(entries)
             masks = sum(bool(item["mask_path"]) for item in entries)
             print(f"{split}: {len(meta[split])} classes, {normal} normal, {anomalous} anomalous, {masks} masks")
+
+
+def replaceable(file: Path, advice: str) -> Path:
+    """The file itself, links followed; InputError if it is there and no regular file, like a folder or a device."""
+    if file.exists() and not file.is_file():
+        raise InputError(f"{shown(file)}: cannot be written, for it is no regular file; {advice}")
+    return Path(os.path.realpath(file))

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import builder
 
+from generate_dataset_json.listing import need_folder
+
 
 def layout(root: Path) -> builder.Splits:
     """All images are abnormal."""
-    return builder.image_mask_layout(
-        root, "colon", [builder.need_folder(root, "images")], builder.need_folder(root, "masks")
-    )
+    return builder.image_mask_layout(root, "colon", [need_folder(root, "images")], need_folder(root, "masks"))
 
 
 if __name__ == "__main__":

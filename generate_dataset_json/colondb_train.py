@@ -16,7 +16,8 @@ from pathlib import Path
 
 import builder
 
-from utils import atomic_path
+from generate_dataset_json.listing import images_below, need_folder
+from utils import InputError, atomic_path, shown
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     published = builder.DATASETS["colondb"].test_size[1]
     anomalous = builder.count(entries)[1]
     if anomalous != published:
-        builder.warn(f"{colondb} has {anomalous} anomalous images; the published colondb has {published}")
+        builder.warn(f"{shown(colondb)} has {anomalous} anomalous images; the published colondb has {published}")
     place(sources, Path(args.root))
     builder.write_meta({"train": [], "test": entries}, args.root, args.out)
 
@@ -39,37 +40,37 @@ def parse_args() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--colondb", required=True, help="folder of CVC-ColonDB, with images/ and masks/")
     parser.add_argument("--normal", required=True, help="folder of normal images; folders in it are searched, too")
-    return parser.parse_args()
+    return builder.parse(parser)
 
 
 def find_entries(colondb: Path, normal: Path) -> tuple[list[dict], dict[str, Path]]:
     """The entries of meta.json, and for each path in them (relative to the root) the file that belongs there."""
-    images = builder.need_folder(colondb, "images", option="--colondb")
-    masks = builder.need_folder(colondb, "masks", option="--colondb")
-    found = builder.need_images(colondb, images)
-    matched = builder.match_masks(colondb, found, builder.list_images(colondb, masks), ("",), masks)
     entries, sources = [], {}
-    for image in found:
-        image_path, mask_path = f"images/{os.path.basename(image)}", f"masks/{os.path.basename(matched[image])}"
+    for item in builder.read_layout(colondb_layout, colondb)["test"]:
+        image, mask = item["img_path"], item["mask_path"]
+        image_path, mask_path = f"images/{os.path.basename(image)}", f"masks/{os.path.basename(mask)}"
         entries.append(builder.entry("colon", "images", image_path, True, mask_path))
-        sources |= {image_path: colondb / image, mask_path: colondb / matched[image]}
+        sources |= {image_path: colondb / image, mask_path: colondb / mask}
     polyps = {file_id(source) for source in sources.values()}
-    for image in images_below(normal):
+    healthy = images_below(normal)
+    builder.warn_of_left_out()
+    if not healthy:
+        raise InputError(f"--normal {shown(normal)}: holds no images; give the folder of the normal images")
+    for image in healthy:
         if file_id(normal / image) in polyps:
-            raise builder.InputError(f"{normal / image}: is an image or mask of --colondb, too; give another --normal")
+            where = shown(normal / image)
+            raise InputError(f"{where}: is an image or mask of --colondb, too; give another --normal")
         path = f"normal/{image}"
         entries.append(builder.entry("colon", "normal", path, False))
         sources[path] = normal / image
     return entries, sources
 
 
-def images_below(folder: Path) -> list[str]:
-    """Sorted relative paths of the images in and below a folder; InputError if there are none."""
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and builder.is_image(path.name)]
-    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if not visible:
-        raise builder.InputError(f"--normal {folder}: holds no images; give the folder of the normal images")
-    return sorted("/".join(map(builder.check_name, path.parts)) for path in visible)
+def colondb_layout(root: Path) -> builder.Splits:
+    """CVC-ColonDB as colondb.py reads it."""
+    images = need_folder(root, "images", option="--colondb")
+    masks = need_folder(root, "masks", option="--colondb")
+    return builder.image_mask_layout(root, "colon", [images], masks)
 
 
 def place(sources: dict[str, Path], root: Path) -> None:
@@ -77,7 +78,8 @@ def place(sources: dict[str, Path], root: Path) -> None:
     missing = {path: source for path, source in sources.items() if not os.path.lexists(root / path)}
     for path, source in sources.items():
         if path not in missing and not same_content(source, root / path):
-            raise builder.InputError(f"{root / path}: is there but differs from {source}; remove it, or change --root")
+            where = shown(root / path)
+            raise InputError(f"{where}: is there but differs from {shown(source)}; remove it, or change --root")
     linked = 0
     for path, source in missing.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,8 @@ def place(sources: dict[str, Path], root: Path) -> None:
                 linked += 1
             except OSError:  # another file system, or one without hard links
                 shutil.copyfile(source, temporary)
-    print(f"{root}: {linked} files linked, {len(missing) - linked} copied, {len(sources) - len(missing)} there before")
+    copied, before = len(missing) - linked, len(sources) - len(missing)
+    print(f"{shown(root)}: {linked} files linked, {copied} copied, {before} there before")
 
 
 def file_id(path: Path) -> tuple[int, int]:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import builder
 
+from generate_dataset_json.listing import need_folder
+
 
 def layout(root: Path) -> builder.Splits:
     """All images are abnormal."""
-    return builder.image_mask_layout(
-        root, "thyroid", [builder.need_folder(root, "test-image")], builder.need_folder(root, "test-mask")
-    )
+    return builder.image_mask_layout(root, "thyroid", [need_folder(root, "test-image")], need_folder(root, "test-mask"))
 
 
 if __name__ == "__main__":
