@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
+import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import methods
 import parallel
-from AnomalyCLIP_lib.errors import one_line
-from options import settings_from
+from AnomalyCLIP_lib.errors import shown
+from options import FLAGS, settings_from
 from utils import InputError, atomic_path, environment, set_seed
 
 if TYPE_CHECKING:
@@ -118,25 +119,24 @@ def read_checkpoint(path: Path, method: str | None = None) -> dict:
     The authors' files have no settings; some are then read from the tensors. `method` None: the one that the file was
     made with, else anomalyclip. The method's state dict is returned as "state". Nothing in the file is executed.
     """
-    import torch
-
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist; check --checkpoint_path, or train one with train.py")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged and hostile pickles fail in many ways; none of them is opened
-        refused = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors, or is not a torch file" if refused else one_line(error)
-        raise InputError(
-            f"{path} is not opened ({reason}); give an epoch_N.pth of train.py or of the authors"
-        ) from None
+        problem = "is not a file" if os.path.lexists(path) else "does not exist"
+        raise InputError(f"checkpoint {shown(path)} {problem}; check --checkpoint_path, or train one with train.py")
+
+    from AnomalyCLIP_lib.weights import check_tensors, read_tensor_file
+
+    checkpoint = read_tensor_file(path, "a checkpoint", "give an epoch_N.pth of train.py or of the authors")
     content = checkpoint if isinstance(checkpoint, dict) else {}
     settings = content.get("settings", {})
-    settings = settings if isinstance(settings, dict) else {}
-    stored = settings.get("method")
+    stored = settings.get("method") if isinstance(settings, dict) else None
     if stored is not None and stored not in methods.names():
-        raise InputError(f"{path} was made with --method {stored}, which this version does not have")
+        named = shown(str(stored))[:60]
+        raise InputError(f"{shown(path)} was made with --method {named}, which this version does not have")
     chosen = stored or method or "anomalyclip"
+    try:
+        check_settings(settings, chosen)
+    except ValueError as error:
+        raise InputError(f"{shown(path)} cannot be used: {error}; give an unchanged epoch_N.pth") from None
     key = methods.method_class(chosen).STATE
     if key is None:
         raise InputError(f"--method {chosen} is not trained; leave out --checkpoint_path {path}")
@@ -145,10 +145,49 @@ def read_checkpoint(path: Path, method: str | None = None) -> dict:
         hint = f"it looks like one of --method {fits[0]}" if fits else "give an epoch_N.pth"
         raise InputError(f'{path} is not a checkpoint of --method {chosen}: no "{key}" in it; {hint}')
     try:
+        check_tensors(content[key])
         sizes = methods.method_class(chosen).sizes(content[key])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{shown(path)}: {error}") from None
     return content | {"state": content[key], "settings": settings | sizes}
+
+
+def check_settings(settings: object, method: str) -> None:
+    """ValueError if what a checkpoint holds as "settings" is anything but settings that the method can have."""
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are not a dict")
+    defaults = methods.flags(method)["SETTINGS"]
+    for name, value in settings.items():
+        if name in ("method", "weights_sha256", "activation"):
+            sound = isinstance(value, str)
+        elif name in defaults:
+            sound = is_setting(name, value, defaults[name])
+        else:
+            raise ValueError(f"it holds the setting {name!r:.60}, which --method {method} does not have here")
+        if not sound:
+            raise ValueError(f"it holds {value!r:.60} as {name}")
+
+
+def is_setting(name: str, value: object, default: object) -> bool:
+    """Whether a method's setting, which its flag of this name would set, can have this value."""
+    options = FLAGS.get(name, {"type": str if default is None else type(default)})
+    if value is None:
+        return default is None or name in ("model", "pretrained")
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if "choices" in options:
+        return isinstance(value, str) and value in options["choices"]
+    values = value if "nargs" in options else [value]
+    if not isinstance(values, list) or not values:
+        return False
+    kind = options.get("type", str)
+    kinds = str if kind is str else int if isinstance(default, int) or default is None else (int, float)
+    if not all(isinstance(each, kinds) and not isinstance(each, bool) for each in values):
+        return False
+    try:
+        return all(kind(str(each)) == each for each in values)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -164,8 +203,10 @@ def write_checkpoint(
 
     state = {method.STATE: method.learner.state_dict(), "optimizer": optimizer.state_dict()}
     state |= {"epoch": epoch, "losses": losses}
-    with atomic_path(checkpoint_path(folder, epoch)) as path, open(path, "wb") as file:
-        torch.save(state | record, file)
+    content = io.BytesIO()  # torch.save into a file hides what is wrong with a full disk
+    torch.save(state | record, content)
+    with atomic_path(checkpoint_path(folder, epoch)) as path:
+        path.write_bytes(content.getbuffer())
 
 
 def newest_checkpoint(folder: Path, record: dict, resume: bool) -> dict | None:
@@ -180,18 +221,56 @@ def newest_checkpoint(folder: Path, record: dict, resume: bool) -> dict | None:
     path = max(epochs, key=epochs.get)
     if not resume:
         raise InputError(f"{path} exists already; add --resume to continue from it, or give another --save_path")
-    checkpoint = read_checkpoint(path, record["settings"]["method"])
-    if "optimizer" not in checkpoint:
-        raise InputError(f"{path} holds no training state to resume from; give another --save_path")
+    checkpoint = read_checkpoint(path, record["settings"]["method"]) | {"path": path}
+    check_resumable(checkpoint, epochs[path])
     for part in ("settings", "training"):
         for key, value in record[part].items():
             before = checkpoint[part].get(key, value)  # what an older version did not record is not compared
             if before != value:
                 raise InputError(
-                    f"--resume: {key} is {value} now but was {before} in {path}; repeat the first run's flags, or give "
-                    "another --save_path"
+                    f"--resume: {key} is {value!r} now but was {before!r} in {path}; repeat the first run's flags, or "
+                    "give another --save_path"
                 )
     return checkpoint
+
+
+def check_resumable(checkpoint: dict, epoch: int) -> None:
+    """InputError if a checkpoint is not one that training can continue from."""
+    training = checkpoint.get("training")
+    simple = isinstance(training, dict) and all(
+        value is None or isinstance(value, str | int | float) for value in training.values()
+    )
+    if not simple or type(checkpoint.get("epoch")) is not int or checkpoint["epoch"] != epoch:
+        raise InputError(f"{checkpoint['path']} holds no training state to resume from; give another --save_path")
+
+
+def resume(checkpoint: dict, method: Base, optimizer: torch.optim.Optimizer) -> None:
+    """Fill learner and optimiser from a checkpoint of `newest_checkpoint`; InputError if they do not fit."""
+    try:
+        method.load(checkpoint["state"])
+        groups = optimizer.state_dict()["param_groups"]
+        state = optimizer_state(checkpoint.get("optimizer"), [p for g in optimizer.param_groups for p in g["params"]])
+    except ValueError as error:
+        raise InputError(f"{checkpoint['path']}: {error}; give another --save_path") from None
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def optimizer_state(stored: object, parameters: list[torch.nn.Parameter]) -> dict:
+    """The optimiser's own numbers of each parameter; ValueError if they are not such numbers."""
+    from AnomalyCLIP_lib.weights import check_tensors
+
+    state = stored.get("state") if isinstance(stored, dict) else None
+    if not isinstance(state, dict) or set(state) != set(range(len(parameters))):
+        raise ValueError("its optimizer is not that of this training")
+    names = state[0].keys() if isinstance(state[0], dict) else ()
+    for number, values in state.items():
+        if not isinstance(values, dict) or values.keys() != names:
+            raise ValueError("its optimizer is not that of this training")
+        check_tensors(values)
+        for name, value in values.items():
+            if value.shape not in ((), parameters[number].shape) or not value.is_floating_point():
+                raise ValueError(f"{name!r:.60} of its optimizer does not fit")
+    return state
 
 
 def file_sha256(path: Path) -> str:

@@ -141,12 +141,13 @@ class FeatureStore:
         """How much of each anomalous image its mask marks, by the image's path, at the model's input size."""
         anomalous = [index for index, entry in enumerate(self.dataset.entries) if entry.label == 1]
         shares = {}
-        for index in tqdm(anomalous, desc="masks", unit="mask", leave=False, delay=1):
-            if self.arrays is None:
-                mask = self.dataset.mask(index, self.method.model.image_size)
-            else:
-                mask = self.arrays["mask"][index]
-            shares[self.dataset.entries[index].image_path] = float(np.asarray(mask).mean())
+        with tqdm(anomalous, desc="masks", unit="mask", leave=False, delay=1) as progress:
+            for index in progress:
+                if self.arrays is None:
+                    mask = self.dataset.mask(index, self.method.model.image_size)
+                else:
+                    mask = self.arrays["mask"][index]
+                shares[self.dataset.entries[index].image_path] = float(np.asarray(mask).mean())
         return shares
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import methods
-from utils import InputError, nonnegative_float, nonnegative_int, positive_int
+from utils import InputError, nonempty_path, nonnegative_float, nonnegative_int, positive_int, small_float, small_int
 
 PROMPTS = ("object-agnostic", "object-aware", "hand-written", "hand-written-object")
 
@@ -15,21 +15,21 @@ PROMPTS = ("object-agnostic", "object-aware", "hand-written", "hand-written-obje
 # Flags that methods may have. Their defaults stand in methods/NAME.py; a method may name flags that are not listed
 # here, these get the type of their default.
 FLAGS = {
-    "model": {"help": "open_clip model, or tiny for the embedded one"},
+    "model": {"help": "open_clip model, hf-hub:OWNER/NAME, or tiny for the embedded one"},
     "pretrained": {"help": "open_clip tag or weights file"},
-    "image_size": {"type": positive_int, "help": "pixels; a multiple of the patch size (518 for patch 14)"},
+    "image_size": {"type": small_int, "help": "pixels; a multiple of the patch size (518 for patch 14)"},
     "features_list": {
-        "type": int,
+        "type": small_int,
         "nargs": "+",
         "metavar": "N",
         "help": "blocks that are tapped, counted from 1 (6 12 18 24; clip, clip_ac, coop: the last)",
     },
-    "dpam_layer": {"type": int, "help": "DPAM beside the last N - 1 blocks; 1: off (20 for 24 blocks)"},
+    "dpam_layer": {"type": small_int, "help": "DPAM beside the last N - 1 blocks; 1: off (20 for 24 blocks)"},
     "dpam_mode": {"choices": ("vv", "qq", "kk"), "help": "what DPAM multiplies"},
     "prompt": {"choices": PROMPTS, "help": "kind of text prompts"},
-    "n_ctx": {"type": positive_int, "help": "learned context vectors per prompt"},
-    "depth": {"type": positive_int, "help": "text blocks with learned tokens; 1: only the prompt (9)"},
-    "t_n_ctx": {"type": positive_int, "help": "learned tokens per deep text block"},
+    "n_ctx": {"type": small_int, "help": "learned context vectors per prompt"},
+    "depth": {"type": small_int, "help": "text blocks with learned tokens; 1: only the prompt (9)"},
+    "t_n_ctx": {"type": small_int, "help": "learned tokens per deep text block"},
     "no_ln_post": {"help": "image feature without ln_post, as in AnomalyCLIP"},
     "keep_underscores": {"help": "class names with underscores in the prompts"},
     "raw_mean": {"help": "mean of the prompts' features, not of their unit vectors"},
@@ -41,7 +41,7 @@ FLAGS = {
     "lambda_local": {"type": nonnegative_float, "help": "weight of the local loss"},
     "no_global_loss": {"help": "leave out the image-level cross-entropy"},
     "no_local_loss": {"help": "leave out focal and dice loss"},
-    "sigma": {"type": nonnegative_float, "help": "Gaussian filter of the maps, pixels"},
+    "sigma": {"type": small_float, "help": "Gaussian filter of the maps, pixels"},
     "k_shot": {
         "type": nonnegative_int,
         "help": "normal images of each class, from the train split, that images are compared with",
@@ -86,7 +86,9 @@ def add_flags(parser: argparse.ArgumentParser, part: str, cache: str | None = No
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of how a data set is read."""
-    parser.add_argument("--meta", type=Path, metavar="FILE", help="description of the data set (its root's meta.json)")
+    parser.add_argument(
+        "--meta", type=nonempty_path, metavar="FILE", help="description of the data set (its root's meta.json)"
+    )
     parser.add_argument(
         "--read_as",
         choices=("viewer", "released"),
@@ -110,7 +112,9 @@ def add_machine_flags(parser: argparse.ArgumentParser, cache: str | None) -> Non
             default=cache,
             help="where features are kept (%(default)s)",
         )
-        machine.add_argument("--cache_dir", type=Path, default=Path("cache"), help="folder of kept features (cache)")
+        machine.add_argument(
+            "--cache_dir", type=nonempty_path, default=Path("cache"), help="folder of kept features (cache)"
+        )
         machine.add_argument("--cache_dtype", choices=("fp32", "fp16"), default="fp32", help="their type (fp32)")
     machine.add_argument(
         "--num_workers",
@@ -173,6 +177,8 @@ def settings_from(args: argparse.Namespace, part: str, checkpoint: dict | None =
                 f"--pretrained {given['pretrained']} cannot be used with --model tiny, which has its own weights"
             )
         settings["pretrained"] = None
+    elif str(settings["model"]).startswith("hf-hub:"):
+        settings["pretrained"] = given.get("pretrained", stored.get("pretrained"))
     elif "pretrained" in given and "model" not in stored | given:
         from AnomalyCLIP_lib.backbones import is_file_name
 

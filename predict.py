@@ -26,7 +26,7 @@ import parallel
 from checkpoint import file_sha256, open_method
 from deploy.sources import Picture, check_apart, count_shared, find_pictures
 from options import add_flags
-from utils import InputError, get_logger, make_run_folder, positive_int, processor, run_cli, write_json
+from utils import DRAWN, InputError, get_logger, nonempty_path, open_run, positive_int, processor, run_cli, write_json
 
 if TYPE_CHECKING:
     import logging
@@ -42,7 +42,6 @@ PROGRAM = "predict.py"
 FALSE_ALARMS = 0.05
 PIXEL_BINS = 1 << 16  # steps in which the threshold of pixels is looked for
 MACHINE = {"precision": "fp32", "compile": False, "seed": 111}
-DRAWN = ("overlays", "maps", "masks")  # folders of pictures in the run folder
 MADE = ("predictions.csv", "regions.json", "report.html", "calibration.json")
 
 
@@ -54,14 +53,18 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, folder, glob in quotes, or .txt list")
-    parser.add_argument("--save_path", type=Path, default=Path("results/predict"), help="folder for all results")
-    parser.add_argument("--checkpoint_path", type=Path, help="epoch_N.pth (none: hand-written prompts)")
+    parser.add_argument(
+        "--save_path", type=nonempty_path, default=Path("results/predict"), help="folder for all results"
+    )
+    parser.add_argument("--checkpoint_path", type=nonempty_path, help="epoch_N.pth (none: hand-written prompts)")
     decisions = parser.add_argument_group("decisions")
     one = decisions.add_mutually_exclusive_group()
     one.add_argument("--normal", nargs="+", metavar="SOURCE", help="normal pictures to make thresholds from")
-    one.add_argument("--labelled", type=Path, metavar="ROOT", help="data set with meta.json: thresholds of the best F1")
+    one.add_argument(
+        "--labelled", type=nonempty_path, metavar="ROOT", help="data set with meta.json: thresholds of the best F1"
+    )
     one.add_argument("--threshold", type=float, metavar="X", help="scores above are anomalous")
-    one.add_argument("--calibration", type=Path, metavar="FILE", help="calibration.json of an earlier run")
+    one.add_argument("--calibration", type=nonempty_path, metavar="FILE", help="calibration.json of an earlier run")
     decisions.add_argument(
         "--false_alarms", type=float, metavar="A", help="share of normal pictures that may be called anomalous (0.05)"
     )
@@ -246,14 +249,13 @@ def predict(args: argparse.Namespace) -> int:
     normal = find_pictures(args.normal, "--normal") if args.normal else []
     check_apart(args.save_path, [*args.sources, *(args.normal or [])], [*pictures, *normal])
     check_normal(args, normal)
-    folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
+    folder, logger = args.save_path, open_run(args.save_path) if parallel.is_main() else get_logger()
 
     # Model, and the rows that an interrupted run of the same command has left
     predictor = open_predictor(args)
     journal = Journal(folder, run_key(args, predictor, pictures, normal), parallel.rank())
     if parallel.is_main() and not journal.take_over():
         remove_results(folder)
-    logger = get_logger(folder, quiet=not parallel.is_main())
     if parallel.is_main():
         write_records(args, predictor, folder)
     logger.info("%d pictures, %s", len(pictures), predictor.record["settings"])

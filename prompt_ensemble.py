@@ -118,9 +118,11 @@ class PromptLearner(nn.Module):
 
 def learner_sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
     """n_ctx, depth and t_n_ctx of a PromptLearner's state dict; InputError if it is not one."""
-    if "ctx_pos" not in state or state["ctx_pos"].ndim != 4:
+    if "ctx_pos" not in state or state["ctx_pos"].ndim != 4 or not state["ctx_pos"].numel():
         raise InputError("the checkpoint holds no prompt learner (no ctx_pos of shape (1, 1, n_ctx, width))")
     deep = [value for key, value in state.items() if key.startswith("compound_prompts_text.")]
+    if any(value.ndim != 2 for value in deep):
+        raise InputError("the checkpoint holds no prompt learner (compound_prompts_text is not (t_n_ctx, width))")
     sizes = {"n_ctx": state["ctx_pos"].shape[2], "depth": len(deep) + 1}
     return sizes | ({"t_n_ctx": deep[0].shape[0]} if deep else {})
 

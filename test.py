@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 import parallel
 from checkpoint import file_sha256, open_method
 from options import add_flags, add_reading_flags
-from utils import InputError, get_logger, make_run_folder, positive_int, processor, run_cli, write_json, write_text
+from utils import (
+    InputError,
+    get_logger,
+    nonempty_path,
+    open_run,
+    positive_int,
+    processor,
+    run_cli,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +43,9 @@ METRICS = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="Settings not given come from the checkpoint.")
-    parser.add_argument("--data_path", type=Path, required=True, help="root of the data set; holds meta.json")
-    parser.add_argument("--save_path", type=Path, default=Path("results"), help="run folder (results)")
-    parser.add_argument("--checkpoint_path", type=Path, help="epoch_N.pth of train.py or of the authors")
+    parser.add_argument("--data_path", type=nonempty_path, required=True, help="root of the data set; holds meta.json")
+    parser.add_argument("--save_path", type=nonempty_path, default=Path("results"), help="run folder (results)")
+    parser.add_argument("--checkpoint_path", type=nonempty_path, help="epoch_N.pth of train.py or of the authors")
     parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records (mvtec)")
     parser.add_argument("--split", choices=("train", "test"), default="test", help="split of meta.json (test)")
     add_reading_flags(parser)
@@ -66,7 +76,7 @@ def test(args: argparse.Namespace) -> None:
 
     # Data and run folder; what is wrong with them is said before weights are loaded
     dataset = AnomalyDataset(args.data_path, split=args.split, read_as=args.read_as, meta=args.meta)
-    folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
+    folder, logger = args.save_path, open_run(args.save_path) if parallel.is_main() else get_logger()
 
     # Model and method
     method, record = open_method(args, "TESTING")
@@ -75,7 +85,6 @@ def test(args: argparse.Namespace) -> None:
     references = draw_references(args, method, dataset.classes) if method.num_references else {}
 
     # Log and records
-    logger = get_logger(folder, quiet=not parallel.is_main())
     names = list(METRICS[args.metrics])
     if args.exact_aupro and "pixel_aupro" in names:
         names.insert(names.index("pixel_aupro") + 1, "pixel_aupro_exact")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import parallel
-from checkpoint import check_training, checkpoint_path, newest_checkpoint, open_method, write_checkpoint
+from checkpoint import check_training, checkpoint_path, newest_checkpoint, open_method, resume, write_checkpoint
 from options import add_flags, add_reading_flags
-from utils import InputError, get_logger, make_run_folder, positive_int, processor, run_cli, write_json
+from utils import InputError, get_logger, nonempty_path, open_run, positive_int, processor, run_cli, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="Defaults in brackets depend on model and method.")
-    parser.add_argument("--train_data_path", type=Path, required=True, help="root of the data set; holds meta.json")
-    parser.add_argument("--save_path", type=Path, default=Path("checkpoint"), help="run folder (checkpoint)")
+    parser.add_argument(
+        "--train_data_path", type=nonempty_path, required=True, help="root of the data set; holds meta.json"
+    )
+    parser.add_argument("--save_path", type=nonempty_path, default=Path("checkpoint"), help="run folder (checkpoint)")
     parser.add_argument("--dataset", default="mvtec", help="name of the data set, for the records (mvtec)")
     parser.add_argument(
         "--split", choices=("train", "test"), default="test", help="split of meta.json (test, as the paper)"
@@ -44,7 +46,7 @@ def train(args: argparse.Namespace) -> None:
     # Data and run folder; what is wrong with them is said before weights are loaded
     dataset = AnomalyDataset(args.train_data_path, split=args.split, read_as=args.read_as, meta=args.meta)
     warnings = dataset.warnings + check_training(args, dataset)
-    folder = make_run_folder(args.save_path) if parallel.is_main() else args.save_path
+    folder, logger = args.save_path, open_run(args.save_path) if parallel.is_main() else get_logger()
 
     # Model and method
     method, record = open_method(args, "TRAINING")
@@ -60,12 +62,10 @@ def train(args: argparse.Namespace) -> None:
     # Where training begins: at the start, or after the newest checkpoint
     start = parallel.broadcast(newest_checkpoint(folder, record, args.resume) if parallel.is_main() else None)
     if start:
-        method.load(start["state"])
-        optimizer.load_state_dict(start["optimizer"])
+        resume(start, method, optimizer)
     first_epoch = start["epoch"] + 1 if start else 1
 
     # Log and records
-    logger = get_logger(folder, quiet=not parallel.is_main())
     if parallel.is_main():
         arguments = vars(args) | record["settings"] | training
         machine = {"processor": processor(), "threads": torch.get_num_threads()}
@@ -94,14 +94,9 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = method.learning_rate(epoch)
         # The order of an epoch depends on the seed and the epoch alone, not on where training resumed.
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed * 10_000 + epoch))
-        progress = tqdm(
-            store.batches(order, batch_size),
-            desc=f"epoch {epoch}/{epochs}",
-            total=steps,
-            leave=False,
-            disable=not parallel.is_main(),
-        )
-        losses = train_epoch(epoch, losses_of, optimizer, progress, dataset.has_masks)
+        batches, title = store.batches(order, batch_size), f"epoch {epoch}/{epochs}"
+        with tqdm(batches, title, steps, leave=False, disable=not parallel.is_main()) as progress:
+            losses = train_epoch(epoch, losses_of, optimizer, progress, dataset.has_masks)
         if epoch % args.print_freq == 0:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             logger.info("epoch %d/%d: %s", epoch, epochs, shown)

@@ -2,16 +2,19 @@
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 from AnomalyCLIP_lib.errors import InputError, shown
 
@@ -19,59 +22,159 @@ IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm",
     ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif",
 )  # fmt: skip
+LOGGER = "anomalyclip"
+DRAWN = ("overlays", "maps", "masks", "vis")  # folders of pictures in run folders
 
 
 def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+    """argparse type: an integer of at least 1 that fits into 32 bits."""
+    return bounded(int(text), 1, 2**31 - 1)
 
 
 def nonnegative_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return number
+    """argparse type: an integer of at least 0 that fits into 32 bits."""
+    return bounded(int(text), 0, 2**32 - 1)
+
+
+def small_int(text: str) -> int:
+    """argparse type: an integer from 1 to 10,000, for sizes that memory grows with."""
+    return bounded(int(text), 1, 10_000)
 
 
 def nonnegative_float(text: str) -> float:
-    """argparse type: a finite number of at least 0."""
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    """argparse type: a number of at least 0 that fits into 32 bits."""
+    return bounded(float(text), 0, 1e30)
+
+
+def small_float(text: str) -> float:
+    """argparse type: a number from 0 to 1,000, for what computing time grows with."""
+    return bounded(float(text), 0, 1000)
+
+
+def bounded(number: float, low: float, high: float) -> float:
+    """`number`, or an argparse error if it does not lie in [low, high]."""
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"{number} is not between {low} and {high}")
     return number
+
+
+def nonempty_path(text: str) -> Path:
+    """argparse type: a path. The empty one, an unset variable of a shell, would stand for the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def run_cli(main: Callable[[], None]) -> None:
     """Run a script's main().
 
-    Bad input, a missing library and a failing disk end it with one line on stderr and exit code 2, Ctrl-C with exit
-    code 130.
+    Bad input, a missing library, a failing disk and exhausted memory end it with one line on stderr and in the run's
+    log, and exit code 2; Ctrl-C with exit code 130.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    interruption = Interruption()
     try:
         main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        print(
-            f"error: {sys.executable} lacks the module {error.name}; activate the scripts' environment with "
-            "source .venv/bin/activate, or pip install -r requirements.txt",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except OSError as error:
-        print(
-            f"error: {error.filename or 'file system'}: {error.strerror or error}; check disk and permissions",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; what was finished is on disk", file=sys.stderr)
-        sys.exit(130)
+        stop_interrupted()
+    except Exception as error:
+        if interruption.came:  # what a library makes of Ctrl-C in the middle of its work
+            stop_interrupted()
+        message = in_words(error)
+        if message is None:
+            raise
+        stop_with(message)
+    finally:
+        interruption.forget()
+
+
+class Interruption:
+    """Notices Ctrl-C in the main thread, even where a library swallows KeyboardInterrupt or makes an error of it."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.before = None
+        with contextlib.suppress(ValueError):  # signals belong to the main thread
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                self.before = signal.signal(signal.SIGINT, self.interrupt)
+
+    def interrupt(self, *_: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def forget(self) -> None:
+        """Take the handler away."""
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def in_words(error: Exception) -> str | None:
+    """The line that an error ends a script with; None for one that nobody foresaw, a fault of ours."""
+    first = (str(error).splitlines() or [""])[0][:120]
+    if isinstance(error, InputError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"{sys.executable} lacks the module {error.name}; activate the scripts' environment with "
+            "source .venv/bin/activate, or pip install -r requirements.txt"
+        )
+    if isinstance(error, OSError):
+        where = shown(error.filename) if error.filename else "file system"
+        return f"{where}: {error.strerror or first}; check disk and permissions"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in ("DataLoader worker", "shared memory")):
+        return (
+            "a process that reads images was ended, as happens for lack of memory, or of shared memory (64 MB in "
+            "docker; --shm-size 8g gives more); give --num_workers 0 to read without such processes"
+        )
+    exhausted = ("out of memory", "not enough memory", "t allocate memory", "Cannot allocate memory")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in exhausted)):
+        return f"out of memory ({first or 'no more is left'}); lower --batch_size or --image_size"
+    return None
+
+
+def stop_with(message: str) -> None:
+    """End the script with exit code 2, and a line on stderr and in the log; of several processes the first speaks."""
+    close_progress_bars()
+    if is_first_to_speak():
+        for handler in logging.getLogger(LOGGER).handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.emit(logging.makeLogRecord({"msg": "error: %s", "args": (message,), "levelno": logging.ERROR}))
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def is_first_to_speak() -> bool:
+    """Whether none of the processes that torchrun started has asked this before: of all with an error one says it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return True
+    try:
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore
+
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        return store.add("anomalyclip/said", 1) == 1
+    except Exception:  # without torchrun's own store each says what it has to say
+        return True
+
+
+def stop_interrupted() -> None:
+    """End the script with exit code 130."""
+    close_progress_bars()
+    print("interrupted; what was finished is on disk", file=sys.stderr)
+    sys.exit(130)
+
+
+def close_progress_bars() -> None:
+    """End the lines of progress bars that an error left open."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def is_image(name: str) -> bool:
@@ -96,27 +199,39 @@ def pick_device(name: str | None) -> str:
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None:
         return next(kind for kind, ok in usable.items() if ok)
-    if not usable.get(name.split(":")[0], False):
-        raise InputError(f"--device {name} is not available here; use one of {[k for k, ok in usable.items() if ok]}")
+    kind, _, number = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not usable.get(kind, False) or (":" in name and number not in map(str, range(count))):
+        available = [kind for kind, ok in usable.items() if ok]
+        raise InputError(f"--device {shown(name)} is not available here; use one of {available}")
     return name
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and vanishes if it does not."""
+    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and vanishes if it does not.
+
+    InputError if `path` is there and is not a file: a folder or a device is not replaced.
+    """
     path = Path(path)
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{shown(path)} is there and not a file; give another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk does not say whose
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; what is no text, such as parts of odd file names, as \\udcff."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -124,34 +239,71 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def make_run_folder(path: str | os.PathLike) -> Path:
-    """Create the folder that a run writes into; InputError when that is not possible."""
-    path = Path(path)
+def open_run(folder: Path) -> logging.Logger:
+    """Make the folder of a run, and give its logger, which writes to the console and appends to `folder`/log.txt.
+
+    The folder is this process's alone until it ends, however it ends. What killed processes left half-written in it is
+    deleted. InputError if it cannot be written or another process writes into it.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path / "writable") as temporary:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "writable") as temporary:
             temporary.touch()
-        (path / "writable").unlink()
+        (folder / "writable").unlink()
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InputError(f"--save_path {path} cannot be written ({error.strerror}); give another folder") from None
-    return path
+        raise InputError(
+            f"--save_path {shown(folder)} cannot be written ({error.strerror}); give another folder"
+        ) from None
+    logger = get_logger(ConsoleHandler(), file)
+    if not locked(file.stream):
+        get_logger()  # the log is the other's
+        raise InputError(f"--save_path {shown(folder)} is another run's, which has not ended; give another folder")
+    for place in (folder, *(folder / name for name in DRAWN)):
+        for left in place.glob(".*.tmp") if place == folder else place.rglob(".*.tmp"):
+            if left.name.split(".")[-2].isdecimal():
+                left.unlink(missing_ok=True)
+    return logger
 
 
-def get_logger(folder: Path, quiet: bool = False) -> logging.Logger:
-    """Logger that writes to the console and appends to `folder`/log.txt; a quiet one does neither."""
-    logger = logging.getLogger("anomalyclip")
+def get_logger(*handlers: logging.Handler) -> logging.Logger:
+    """The scripts' logger, with these handlers and no others; silent without any."""
+    logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for old in logger.handlers[:]:
         logger.removeHandler(old)
         old.close()
-    if quiet:
-        logger.addHandler(logging.NullHandler())
-        return logger
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt", encoding="utf-8")):
+    for handler in handlers or [logging.NullHandler()]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     return logger
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes lines to stdout, above the progress bars if there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def locked(file: IO) -> bool:
+    """Whether this process could lock an open file; where that is not possible at all, it counts as locked.
+
+    The lock ends with the process, and processes that it starts do not inherit it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def processor() -> str:

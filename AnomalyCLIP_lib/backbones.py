@@ -1,16 +1,13 @@
 """Loading CLIP weights: open_clip tags, OpenAI's archives, plain state dicts, and the embedded tiny backbone."""
 
-import contextlib
 import http.client
 import json
 import os
-import pickle
 import tempfile
 import threading
 import urllib.error
 import urllib.request
 import warnings
-import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,14 +16,22 @@ import open_clip
 import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from .errors import InputError, one_line
+from .errors import InputError, one_line, shown
 from .model import AnomalyCLIP
+from .weights import read_state_dict
 
 TINY_FOLDER = Path(__file__).parent.parent / "checkpoints" / "tiny"
 VOCABULARY = 49408
+GEOMETRY = {  # tensors that tell a CLIP's sizes, and how many dimensions they have
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "ln_final.weight": 1,
+    "positional_embedding": 2,
+    "token_embedding.weight": 2,
+    "text_projection": 2,
+}
+HUB = "hf-hub:"  # what names of models on Hugging Face begin with, as in open_clip
 ANSWER_SECONDS = 4  # how long a host of weights may take to answer
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
@@ -43,7 +48,8 @@ def load(
     """Load a frozen CLIP as AnomalyCLIP's backbone.
 
     Args:
-        name: an open_clip model such as "ViT-L-14-336", or "tiny", the backbone that comes with this repository.
+        name: an open_clip model such as "ViT-L-14-336", "hf-hub:OWNER/NAME" for one of open_clip's on Hugging Face, or
+            "tiny", the backbone that comes with this repository.
             With a file for `pretrained` it may be None: the geometry is then read from the weights (heads are
             width / 64 and the activation QuickGELU, as in OpenAI's models).
         pretrained: an open_clip tag ("openai", ...), or a file: OpenAI's TorchScript archive or a state dict
@@ -64,6 +70,8 @@ def load(
         config, path = read_tiny_config(), TINY_FOLDER / "model.safetensors"
         if pretrained is not None:
             raise InputError(f"model 'tiny' has its own weights; leave out pretrained ({pretrained})")
+    elif name is not None and name.startswith(HUB):
+        config, path = find_in_hub(name, pretrained)
     elif pretrained is None:
         raise InputError(f"no weights named for model {name}: give an open_clip tag such as 'openai', or a file")
     elif is_file_name(pretrained):
@@ -81,10 +89,13 @@ def load(
     elif from_openai:
         config["quick_gelu"] = True
     norm = config.pop("image_norm", {})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clip = open_clip.CLIP(**config)
-    load_weights(clip, state, f"{path} does not fit model {name}" if name else f"{path} is incomplete")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            clip = open_clip.CLIP(**config)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"open_clip cannot build {shown(name or path)} ({one_line(error)}); choose another") from None
+    load_weights(clip, state, f"{shown(path)} {f'does not fit model {name}' if name else 'is incomplete'}")
     patch, native = clip.visual.patch_size[0], clip.visual.image_size[0]
     image_size = image_size or (518 if patch == 14 else native)
     tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
@@ -144,6 +155,51 @@ def refusal(config: dict) -> str | None:
         (text.get("proj_type", "linear") != "linear", "its text tower has no projection"),
     )
     return next((reason for failed, reason in checks if failed), None)
+
+
+def find_in_hub(name: str, pretrained: str | os.PathLike | None) -> tuple[dict, Path]:
+    """Configuration and weights file of a model "hf-hub:OWNER/NAME"; `pretrained` is a file of other weights for it."""
+    if pretrained is not None and not is_file_name(pretrained):
+        raise InputError(f"{shown(name)} brings its own weights; leave out pretrained {pretrained!r}, or name a file")
+    repository = name.removeprefix(HUB)
+    try:
+        file = hub_file(repository, "open_clip_config.json")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        config, preprocessing = content["model_cfg"], content.get("preprocess_cfg", {})
+        reason = refusal(config)
+        if reason is None:
+            path = hub_file(repository, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME) if pretrained is None else pretrained
+    except Exception as error:  # the hub raises many kinds, and the configuration may be anything
+        raise InputError(
+            f"model {shown(name)} cannot be had ({one_line(error)}); check its name and the network, or give the name "
+            "of one of open_clip's models"
+        ) from None
+    if reason:
+        raise InputError(f"model {shown(name)} cannot be used: {reason}; use a ViT with a class token")
+    config = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    config["image_norm"] = {key: tuple(preprocessing[key]) for key in ("mean", "std") if preprocessing.get(key)}
+    return config, Path(path)
+
+
+def hub_file(repository: str, *names: str) -> Path:
+    """The first of these files that a repository of Hugging Face has: from the cache, else downloaded into it.
+
+    Raises OSError at once if the hub does not answer.
+    """
+    for name in names:
+        found = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    endpoint = huggingface_hub.constants.ENDPOINT
+    problem = unreachable(endpoint)
+    if problem:
+        raise OSError(f"{urlsplit(endpoint).netloc}: {problem}")
+    for name in names[:-1]:
+        if huggingface_hub.file_exists(repository, name):
+            return Path(huggingface_hub.hf_hub_download(repository, name))
+    return Path(huggingface_hub.hf_hub_download(repository, names[-1]))
 
 
 def find_tagged_weights(name: str, tag: str) -> tuple[Path, bool, dict]:
@@ -218,79 +274,28 @@ def unreachable(url: str) -> str | None:
     return outcome[0]
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
-    """Tensors of a weights file under open_clip's names, and whether it is an original OpenAI file."""
-    if not path.is_file():
-        raise InputError(f"weights file {path} does not exist; check the path, or name an open_clip tag")
-    try:
-        if path.suffix == ".safetensors":
-            content, archive = load_file(path), False
-        else:
-            archive = is_torchscript(path)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = (
-                    torch.jit.load(path, map_location="cpu").state_dict()
-                    if archive
-                    else torch.load(path, map_location="cpu", weights_only=True)
-                )
-    except pickle.UnpicklingError:
-        raise InputError(f"{path} holds more than tensors and is not opened; save a plain state dict instead") from None
-    except (RuntimeError, SafetensorError, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as weights ({one_line(error)}); download it again") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, (torch.Tensor, int)) for value in content.values()):
-        raise InputError(f"{path} is not a state dict (names with tensors); save model.state_dict()")
-    from_openai = archive or "input_resolution" in content
-    state = {}
-    for key, value in content.items():
-        key = key.removeprefix("module.").removeprefix("text.")
-        if key not in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
-            state[key] = value
-    check_names(state, path)
-    return state, from_openai
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive (a zip with code inside) rather than a pickled state dict."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in entry or entry.endswith("constants.pkl") for entry in archive.namelist())
-
-
-def check_names(state: dict, path: Path) -> None:
-    """InputError if the names in a state dict are not those of a CLIP ViT."""
-    kinds = {
-        "visual.layer1.": "a ResNet CLIP, which has no class token or V-V attention",
-        "visual.trunk.": "a CLIP with one of timm's towers (SigLIP, EVA, ConvNeXt, ...)",
-        "visual.attn_pool.": "a CLIP with an attentional pooler (CoCa)",
-        "logit_bias": "a SigLIP",
-        "vision_model.": "a CLIP with the names of Hugging Face transformers; convert it to open_clip's names",
-    }
-    for prefix, kind in kinds.items():
-        if any(key.startswith(prefix) for key in state):
-            raise InputError(f"{path} cannot be used: it holds {kind}")
-    if "visual.conv1.weight" not in state or "text_projection" not in state:
-        raise InputError(f"{path} holds no CLIP ViT with OpenAI's or open_clip's names (no visual.conv1.weight)")
-
-
 def config_from_state_dict(state: dict[str, torch.Tensor], path: Path) -> dict:
     """Configuration of a CLIP with OpenAI's conventions (heads of 64, QuickGELU) from the shapes of its weights."""
-    try:
-        width, _, patch, _ = state["visual.conv1.weight"].shape
-        grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-        vision = {"layers": count_blocks(state, "visual."), "width": width, "patch_size": patch}
-        text_width = len(state["ln_final.weight"])
-        text = {"layers": count_blocks(state, ""), "width": text_width, "heads": text_width // 64}
-        text |= {
-            "context_length": len(state["positional_embedding"]),
-            "vocab_size": len(state["token_embedding.weight"]),
-        }
-    except KeyError as missing:
-        raise InputError(f"{path} is incomplete: no {missing.args[0]}; download it again") from None
+    shapes = {}
+    for name, dimensions in GEOMETRY.items():
+        if name not in state:
+            raise InputError(f"{shown(path)} is incomplete: no {name}; download it again")
+        shapes[name] = tuple(state[name].shape)
+        if len(shapes[name]) != dimensions or 0 in shapes[name]:
+            raise InputError(f"{shown(path)} holds no CLIP ViT: its {name} has the shape {shapes[name]}")
+    width, channels, patch, patch_width = shapes["visual.conv1.weight"]
+    grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+    vision = {"layers": count_blocks(state, "visual."), "width": width, "patch_size": patch}
+    (text_width,) = shapes["ln_final.weight"]
+    text = {"layers": count_blocks(state, ""), "width": text_width, "heads": text_width // 64}
+    text |= {
+        "context_length": shapes["positional_embedding"][0],
+        "vocab_size": shapes["token_embedding.weight"][0],
+    }
+    if channels != 3 or patch != patch_width or not grid or not vision["layers"] or not text["layers"]:
+        raise InputError(f"{shown(path)} holds no CLIP ViT: its patches are not square RGB ones, or it has no blocks")
+    if text["vocab_size"] != VOCABULARY:
+        raise InputError(f"{shown(path)} has a vocabulary of {text['vocab_size']}, CLIP's tokenizer has {VOCABULARY}")
     configurations = [open_clip.get_model_config(known) for known in open_clip.list_models()]
     head_widths = {
         known["vision_cfg"].get("head_width", 64)
@@ -299,7 +304,7 @@ def config_from_state_dict(state: dict[str, torch.Tensor], path: Path) -> dict:
     }
     if width % 64 or text_width % 64 or (head_widths and 64 not in head_widths):
         raise InputError(
-            f"{path} holds a tower of width {width}, whose heads are not 64 wide; name its open_clip model"
+            f"{shown(path)} holds a tower of width {width}, whose heads are not 64 wide; name its open_clip model"
         )
     return {
         "embed_dim": state["text_projection"].shape[1],
@@ -318,12 +323,14 @@ def count_blocks(state: dict[str, torch.Tensor], prefix: str) -> int:
 def load_weights(clip: open_clip.CLIP, state: dict[str, torch.Tensor], complaint: str) -> None:
     """Copy `state` into `clip` (as float32); an InputError that begins with `complaint` if names or shapes differ."""
     own = clip.state_dict()
-    with contextlib.suppress(KeyError):
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
     different = sorted(own.keys() ^ state.keys())
     if different:
-        raise InputError(f"{complaint}: {len(different)} names differ, the first is {different[0]}")
+        raise InputError(f"{complaint}: {len(different)} names differ, the first is {shown(different[0])}")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise InputError(f"{complaint}: {key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}")
+        if not state[key].is_floating_point():
+            raise InputError(f"{complaint}: {key} holds {state[key].dtype}, expected floating point numbers")
     clip.load_state_dict(state)

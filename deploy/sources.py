@@ -119,7 +119,7 @@ def relative_name(written: str) -> str:
 
 def pictures_of_glob(pattern: str, flag: str) -> Iterator[Picture]:
     """Pictures that match a glob, and those below folders that do; names begin where the pattern's first * stands."""
-    matches = sorted(glob.glob(pattern, recursive=True))
+    matches = sorted(matches_of(pattern))
     if not matches:
         raise InputError(f"{flag} {pattern!r}: nothing matches; check the pattern, and put it in quotes")
     fixed = pattern[: next(place for place, letter in enumerate(pattern) if letter in "*?[")]
@@ -132,6 +132,31 @@ def pictures_of_glob(pattern: str, flag: str) -> Iterator[Picture]:
             if is_image(picture.name) and picture.name not in seen:
                 seen.add(picture.name)
                 yield picture
+
+
+def matches_of(pattern: str) -> set[str]:
+    """What a glob names; ** stands for any number of folders, of which each real one is searched once."""
+    drive, rest = os.path.splitdrive(pattern)
+    paths = {drive + os.sep if rest.startswith(("/", os.sep)) else drive}
+    for part in filter(None, rest.replace(os.sep, "/").split("/")):
+        if part == "**":
+            paths = {folder for path in paths for folder in folders_below(path)}
+        else:
+            paths = {match for path in paths for match in glob.glob(os.path.join(glob.escape(path), part))}
+    return paths
+
+
+def folders_below(folder: str, seen: set | None = None) -> Iterator[str]:
+    """A folder and the visible ones below it, each real folder once."""
+    seen = set() if seen is None else seen
+    place = os.path.realpath(folder or ".")
+    if place in seen or not os.path.isdir(place):
+        return
+    seen.add(place)
+    yield folder
+    for name in sorted(os.listdir(place)):
+        if not name.startswith("."):
+            yield from folders_below(os.path.join(folder, name), seen)
 
 
 def check_apart(save_path: Path, sources: list[str], pictures: list[Picture]) -> None:

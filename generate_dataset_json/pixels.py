@@ -14,17 +14,12 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from deploy.reader import ImageError, header, is_deep, marked, opened
+from deploy.reader import USUAL_RANGES, ImageError, header, is_deep, marked, opened
 from utils import shown
 
 Result = TypeVar("Result")
 Range = tuple[float, float]
 
-# What programs and instruments take for black and white, the smallest first; (-1024, 3071) is that of CT.
-FLOAT_RANGES: tuple[Range, ...] = ((0, 1),)
-RANGES: tuple[Range, ...] = ((0, 255), (0, 1023), (0, 4095), (0, 16383), (0, 65535))
-FLOAT_SIGNED_RANGES: tuple[Range, ...] = ((-1, 1),)
-SIGNED_RANGES: tuple[Range, ...] = ((-1024, 3071),)
 OUTSIDE = 0.02  # the share of a picture's values that may lie outside
 
 REGIONS, TINY = 20, 10  # more regions than that, most of fewer pixels: noise of JPEG
@@ -80,7 +75,7 @@ def values_in(values: np.ndarray) -> Values | None:
     if not values.size:
         return None
     found = Values(float(values.min()), float(values.max()), floats)
-    for low, high in (*FLOAT_RANGES, *RANGES, *FLOAT_SIGNED_RANGES, *SIGNED_RANGES):
+    for low, high in USUAL_RANGES:
         inside = low <= found.lowest and found.highest <= high
         share = 0.0 if inside else np.count_nonzero((values < low) | (values > high)) / values.size
         found.outside[low, high] = share
@@ -101,14 +96,13 @@ def choose_range(values: Values) -> Range:
     It holds them if of no picture more than OUTSIDE lies outside. Ranges below zero are for pictures that use half of
     what is below zero; floating point numbers, which may have any scale, have to use an eighth of a range.
     """
-    ranges = (*FLOAT_RANGES, *RANGES) if values.floats else RANGES
-    signed = (*FLOAT_SIGNED_RANGES, *SIGNED_RANGES) if values.floats else SIGNED_RANGES
-    for low, high in ranges:
-        used = not values.floats or high == 1 or values.highest >= high / 8
+    ranges = [(low, high) for low, high in USUAL_RANGES if values.floats or high > 1]
+    for low, high in sorted(ranges, key=lambda each: each[0] < 0):
+        if low < 0:
+            used = values.lowest <= low / 2
+        else:
+            used = not values.floats or high == 1 or values.highest >= high / 8
         if used and values.outside[low, high] <= OUTSIDE:
-            return low, high
-    for low, high in signed:
-        if values.lowest <= low / 2 and values.outside[low, high] <= OUTSIDE:
             return low, high
     return values.lowest, values.highest if values.highest > values.lowest else values.lowest + 1
 

@@ -147,6 +147,8 @@ class Base(nn.Module, ABC):
             shape, expected = tuple(state[key].shape), tuple(own[key].shape)
             if shape != expected:
                 raise InputError(f"the checkpoint does not fit this model: {key} is {shape}, not {expected}")
+            if state[key].is_floating_point() != own[key].is_floating_point() or state[key].dtype == torch.bool:
+                raise InputError(f"the checkpoint does not fit this model: {key} holds {state[key].dtype}")
         self.learner.load_state_dict(state)
 
     @abstractmethod

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, atomic_path, run_cli, write_json
+from utils import InputError, atomic_path, nonempty_path, run_cli, write_json
 
 if TYPE_CHECKING:
     import open_clip
@@ -429,8 +429,12 @@ def pretrain(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the tiny CLIP on rendered images; resumes by itself.")
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="folder of the state file and the log")
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"), help="folder of the exported checkpoint")
+    parser.add_argument(
+        "--work", type=nonempty_path, default=Path("runs/tiny"), help="folder of the state file and the log"
+    )
+    parser.add_argument(
+        "--out", type=nonempty_path, default=Path("checkpoints/tiny"), help="folder of the exported checkpoint"
+    )
     parser.add_argument("--steps", type=int, default=4050, help="length of the schedule; one step is 32 pairs")
     parser.add_argument("--minutes", type=float, default=600, help="stop after so many minutes, ready to be continued")
     parser.add_argument("--seed", type=int, default=0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, run_cli
+from utils import InputError, nonempty_path, run_cli
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -131,7 +131,7 @@ def render_set(out: Path, group: str, seed: int, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Render the auxiliary and the target data set (MVTec AD layout).")
     parser.add_argument(
-        "--out", type=Path, default=Path("data/synthetic"), help="folder that gets auxiliary/ and target/"
+        "--out", type=nonempty_path, default=Path("data/synthetic"), help="folder that gets auxiliary/ and target/"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=SIZE, help="side of the images in pixels")

@@ -189,6 +189,24 @@ def load_reference_model(config: dict, weights_sha256: str, folder: Path) -> Ano
     return AnomalyCLIP_lib.load(None, folder / "weights.pt", image_size=config["image"], dpam_layer=1)
 
 
+def archive_of(tensors: dict, path, extra: dict | None = None) -> None:
+    """A TorchScript archive whose state dict holds `tensors`, as OpenAI's files are."""
+
+    class Node(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Node()
+    for name, tensor in {**tensors, **(extra or {})}.items():
+        node, parts = root, name.split(".")
+        for part in parts[:-1]:
+            if part not in node._modules:
+                node.add_module(part, Node())
+            node = node._modules[part]
+        node.register_buffer(parts[-1], tensor.half() if tensor.is_floating_point() else tensor)
+    torch.jit.script(root).save(path)
+
+
 def reference_images(config: dict, number: int) -> torch.Tensor:
     """(number, 3, S, S), normalised."""
     stream = np.random.RandomState(2000 + config["seed"])

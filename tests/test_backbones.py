@@ -8,6 +8,7 @@ import generated_weights
 import open_clip
 import pytest
 import torch
+from helpers import archive_of
 from safetensors.torch import save_file
 
 import AnomalyCLIP_lib
@@ -27,25 +28,7 @@ def tensors():
     return generated_weights.generate(generated_weights.SMALL | {"vision_layers": 4, "text_layers": 2}, seed=0)
 
 
-def archive_of(tensors: dict, path, extra: dict | None = None) -> None:
-    """A TorchScript archive whose state dict holds `tensors`, as OpenAI's files are."""
-
-    class Node(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
-    root = Node()
-    for name, tensor in {**tensors, **(extra or {})}.items():
-        node, parts = root, name.split(".")
-        for part in parts[:-1]:
-            if part not in node._modules:
-                node.add_module(part, Node())
-            node = node._modules[part]
-        node.register_buffer(parts[-1], tensor.half() if tensor.is_floating_point() else tensor)
-    torch.jit.script(root).save(path)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_every_file_format_gives_the_same_model(tensors, tmp_path):
     sizes = {
         "input_resolution": torch.tensor(84),

@@ -3,8 +3,10 @@
 import copy
 import os
 import shutil
+import warnings
 
 import open_clip
+import pytest
 import torch
 from helpers import QUICK, TINY, check_error, run
 
@@ -124,3 +126,102 @@ def test_newest_checkpoint_passes_over_other_files(trained, tmp_path):
     for epoch in (1, 2):
         shutil.copy(trained / f"epoch_{epoch}.pth", tmp_path)
     assert newest_checkpoint(tmp_path, record, resume=True)["epoch"] == 2
+
+
+# What a checkpoint may hold
+
+
+def faulty(checkpoint: dict, place: tuple, value: object) -> dict:
+    """A copy of a checkpoint with another value at a place in it; DELETE takes it away."""
+    changed = inside = copy.copy(checkpoint)
+    for key in place[:-1]:
+        inside[key] = copy.copy(inside[key])
+        inside = inside[key]
+    if value is DELETE:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = value
+    return changed
+
+
+DELETE = object()
+CTX = torch.zeros(1, 1, 12, 128)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch is to lose these
+    QUANTISED = torch.quantize_per_tensor(CTX, 1, 0, torch.qint8)
+FAULTS = [
+    (("prompt_learner", "ctx_pos"), value)
+    for value in (
+        None, 5, [1.0], "text", DELETE, torch.zeros(3), CTX.to_sparse(), CTX.to("meta"), CTX.int(), CTX.bool(),
+        CTX.to(torch.uint8), CTX.to(torch.complex64), torch.zeros(1).expand(1, 1, 2**40, 128), CTX[:, :, :0],
+        torch.full_like(CTX, torch.nan), torch.full_like(CTX, torch.inf), QUANTISED,
+    )
+]  # fmt: skip
+FAULTS += [(("prompt_learner", "compound_prompts_text.0"), value) for value in (None, 3, torch.tensor(1.0))]
+FAULTS += [(("prompt_learner", key), torch.zeros(1)) for key in (5, None, (1, 2), "more")]
+FAULTS += [
+    (("settings", key), value)
+    for key, values in {
+        "image_size": ("96", 96.0, float("nan"), 2**40, -96, True, [96]),
+        "features_list": (6, "6", ["6"], [[6]], [], [True], [6.0]),
+        "dpam_layer": ("6", [], 0, 2**40),
+        "dpam_mode": ("kv", 1),
+        "prompt": ("unknown", None, 5, [], {}),
+        "n_ctx": ("12", 10**9),
+        "depth": (0, "9"),
+        "method": (5, "newer", ["anomalyclip"]),
+        "model": (5, ["tiny"]),
+        "activation": (1, None),
+        "weights_sha256": (None, 5),
+        "newer": (1,),
+    }.items()
+    for value in values
+]
+FAULTS += [(("settings",), value) for value in (None, 5, [], "text")]
+TRAINING_FAULTS = [(("epoch",), value) for value in (-5, 1.5, None, "2", True, DELETE, 3)]
+TRAINING_FAULTS += [(("training",), value) for value in (None, 5, [], {"epoch": [1]}, DELETE)]
+TRAINING_FAULTS += [(("optimizer",), value) for value in (None, 5, {}, {"state": {}}, {"state": 5}, DELETE)]
+TRAINING_FAULTS += [
+    (("optimizer", "state", 0, "exp_avg"), value)
+    for value in (None, DELETE, torch.zeros(3), torch.full_like(CTX, torch.nan), CTX.long())
+]
+TRAINING_FAULTS += [(("optimizer", "state", 0, "step"), value) for value in (None, torch.tensor(float("nan")), -1)]
+TRAINING_FAULTS += [(("optimizer", "state", "a"), {}), (("optimizer", "state", 0), None)]
+
+
+@pytest.mark.parametrize(("place", "value"), FAULTS)
+def test_a_checkpoint_that_holds_something_else_is_named(data, trained, tmp_path, monkeypatch, capsys, place, value):
+    checkpoint = torch.load(trained / "epoch_2.pth", weights_only=True)
+    torch.save(faulty(checkpoint, place, value), tmp_path / "epoch_2.pth")
+    arguments = ("--data_path", data, "--checkpoint_path", tmp_path / "epoch_2.pth", "--save_path", tmp_path / "run")
+    assert run(monkeypatch, "test", *arguments, "--num_workers", 0) == 2
+    check_error(capsys, r"epoch_2\.pth")
+
+
+@pytest.mark.parametrize(("place", "value"), TRAINING_FAULTS)
+def test_training_goes_on_from_nothing_else(data, trained, tmp_path, monkeypatch, capsys, place, value):
+    checkpoint = torch.load(trained / "epoch_2.pth", weights_only=True)
+    torch.save(faulty(checkpoint, place, value), tmp_path / "epoch_2.pth")
+    arguments = ("--train_data_path", data, "--save_path", tmp_path, "--epoch", 3, "--resume", *QUICK)
+    assert run(monkeypatch, "train", *arguments) == 2
+    check_error(capsys, r"epoch_2\.pth")
+    assert not (tmp_path / "epoch_3.pth").exists()
+
+
+def test_a_damaged_checkpoint_is_noticed(data, trained, tmp_path, monkeypatch, capsys):
+    content = bytearray((trained / "epoch_2.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "epoch_2.pth").write_bytes(content)
+    arguments = ("--data_path", data, "--checkpoint_path", tmp_path / "epoch_2.pth", "--save_path", tmp_path / "run")
+    assert run(monkeypatch, "test", *arguments, *QUICK) == 2
+    check_error(
+        capsys, r"epoch_2\.pth cannot be read as a checkpoint \(the checksum of its part .* is wrong\); give an"
+    )
+
+
+def test_a_checkpoint_that_is_a_pointer_or_a_page(data, tmp_path, monkeypatch, capsys):
+    for content, message in ((b"version https://git-lfs.github.com/spec/v1", "Git LFS"), (b"<html>", "HTML page")):
+        (tmp_path / "a.pth").write_bytes(content)
+        arguments = ("--data_path", data, "--checkpoint_path", tmp_path / "a.pth", "--save_path", tmp_path / "run")
+        assert run(monkeypatch, "test", *arguments, *QUICK) == 2
+        check_error(capsys, f"a.pth is an? {message}")

@@ -1298,7 +1298,7 @@ def test_mask_threshold_needs_masks(tmp_path):
     refused("custom", tmp_path, "--mask_threshold: there are no masks", options=[*options, "9"])
     code, _, errors = run("custom", tmp_path, *options, "-1")
     assert code == 2
-    assert "argument --mask_threshold: -1 is not a number of at least 0" in errors
+    assert "argument --mask_threshold: -1.0 is not between 0" in errors
 
 
 def test_black_masks_in_mvtecs_layout_change_no_label(tmp_path):

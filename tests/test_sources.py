@@ -57,6 +57,9 @@ def test_links_are_followed_once_and_loops_end(folder):
     (folder / "pics" / "again").symlink_to(folder / "pics" / "a")
     (folder / "pics" / "z").symlink_to(folder / "other")
     assert names("pics") == ["a/1.png", "a/2.TIF", "b.jpg", "z/c.png"]
+    for number in range(12):  # so many ways back would be searched for years
+        (folder / "pics" / "a" / f"loop{number}").symlink_to(folder / "pics")
+    assert names("pics/**/*.png") == ["a/1.png", "z/c.png"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import InputError, atomic_path, pick_device, run_cli
+from utils import InputError, atomic_path, nonempty_path, pick_device, run_cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,17 +31,19 @@ KINDS = ("QK", "VV", "QQ", "KK")
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--image", type=nonempty_path, required=True)
     patch = parser.add_mutually_exclusive_group(required=True)
     patch.add_argument("--patch", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="the query patch, counted from 0")
     patch.add_argument(
-        "--mask", type=Path, help="mask of the image; the query patch is the one with most of the anomaly"
+        "--mask", type=nonempty_path, help="mask of the image; the query patch is the one with most of the anomaly"
     )
     parser.add_argument("--block", type=int, help="1-based vision block whose attention is shown (the last)")
     parser.add_argument("--model", help="open_clip model, or tiny for the embedded one (ViT-L-14-336)")
     parser.add_argument("--pretrained", help="open_clip tag or weights file (openai)")
     parser.add_argument("--image_size", type=int, help="pixels; a multiple of the patch size (518 for patch 14)")
-    parser.add_argument("--output", type=Path, default=Path("results/figure3.png"), help="PNG (results/figure3.png)")
+    parser.add_argument(
+        "--output", type=nonempty_path, default=Path("results/figure3.png"), help="PNG (results/figure3.png)"
+    )
     parser.add_argument("--device", help="cuda, mps or cpu (the best there is)")
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils import InputError, atomic_path, nonnegative_int, positive_int, run_cli
+from utils import InputError, atomic_path, nonempty_path, nonnegative_int, positive_int, run_cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,13 +32,15 @@ COLUMNS = ("image", "mask", "anomaly map")
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder of test.py --save_maps")
+    parser.add_argument("runs", type=nonempty_path, nargs="+", metavar="RUN", help="run folder of test.py --save_maps")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--examples", type=positive_int, default=3, help="images per class, chosen by the seed (3)")
     choice.add_argument("--images", nargs="+", metavar="PATH", help="these images, as meta.json names them")
     parser.add_argument("--seed", type=nonnegative_int, default=111)
     parser.add_argument("--panel_size", type=positive_int, default=160, help="side of a panel in pixels (160)")
-    parser.add_argument("--output", type=Path, default=Path("results/figure4.png"), help="PNG (results/figure4.png)")
+    parser.add_argument(
+        "--output", type=nonempty_path, default=Path("results/figure4.png"), help="PNG (results/figure4.png)"
+    )
     return parser.parse_args()
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.paper.tables import LEVELS, TABLES, Table, levels_of
-from utils import InputError, run_cli, write_text
+from utils import InputError, nonempty_path, run_cli, write_text
 
 PAPER = Path(__file__).with_name("paper_results.json")
 TOLERANCE = 1.0  # points
@@ -52,8 +52,10 @@ Cells = dict[tuple[str, str, str], Cell]  # by variant, data set, metric
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=tuple(TABLES))
-    parser.add_argument("--results", type=Path, default=Path("results/tables"), help="folder of the variants' runs")
-    parser.add_argument("--out", type=Path, help="folder to write into (the one of --results)")
+    parser.add_argument(
+        "--results", type=nonempty_path, default=Path("results/tables"), help="folder of the variants' runs"
+    )
+    parser.add_argument("--out", type=nonempty_path, help="folder to write into (the one of --results)")
     parser.add_argument("--no_paper", action="store_true", help="leave out the published figures and the differences")
     parser.add_argument("--data_sets", nargs="+", metavar="KEY", help="data sets instead of the table's own")
     return parser.parse_args()
