@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import parallel
 from AnomalyCLIP_lib.errors import one_line
 from dataset import AnomalyDataset
 from methods._base import Base
-from utils import InputError, write_json
+from utils import INTERRUPTION, InputError, shown, write_json
 
 RAM_SHARE = 0.5  # --cache auto keeps features in memory if they take at most this share of what is available
 DISK_RESERVE = 1 << 30  # bytes that stay free on the disk of a cache
@@ -116,6 +117,7 @@ class FeatureStore:
         else:
             batches = (self._looked_up(order[rows]) for rows, _ in chunks)
         for batch, (rows, weight) in zip(batches, chunks, strict=True):
+            INTERRUPTION.check()
             yield batch | {"rows": rows if weight else rows[:0], "weight": weight}
 
     def _computed(self, batch: dict) -> dict:
@@ -176,8 +178,9 @@ def open_store(
         return source
     key = cache_key(method, dataset, cache_dtype, wanted)
     folder = cache_dir / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    if cache != "ram" and all(parallel.gather(folder.is_dir())):
-        return FeatureStore(method, dataset, wanted, read_arrays(folder))
+    found = None if cache == "ram" else read_arrays(folder, key)
+    if all(parallel.gather(found is not None)):
+        return FeatureStore(method, dataset, wanted, found)
 
     layout = array_layout(method, dataset, DTYPES[cache_dtype], wanted)
     if cache == "ram" or (cache == "auto" and parallel.broadcast(fits_in_memory(layout))):
@@ -185,12 +188,12 @@ def open_store(
         fill(arrays, source)
         return FeatureStore(method, dataset, wanted, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    if parallel.is_first_here() and not folder.is_dir():
+    if parallel.is_first_here() and found is None:
         write_cache(folder, key, layout, source)
     else:
         fill({}, source)
     parallel.barrier()  # nobody reads before all machines have written
-    return FeatureStore(method, dataset, wanted, read_arrays(folder))
+    return FeatureStore(method, dataset, wanted, read_arrays(folder, key))
 
 
 def cache_key(method: Base, dataset: AnomalyDataset, cache_dtype: str, wanted: tuple[str, ...] | None) -> dict:
@@ -249,17 +252,16 @@ def fill(arrays: dict[str, np.ndarray], source: FeatureStore) -> None:
 def write_cache(folder: Path, key: dict, layout: Layout, source: FeatureStore) -> None:
     """Encode the data set into a folder of memory-mapped arrays, which gets its name when it is complete."""
     make_room(folder.parent, size_in_bytes(layout))
+    shutil.rmtree(folder, ignore_errors=True)  # if it is there, it is damaged
     temporary = folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        arrays = {
-            name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
-            for name, (dtype, shape) in layout.items()
-        }
+        arrays = {name: make_array(temporary / f"{name}.npy", *kind) for name, kind in layout.items()}
         fill(arrays, source)
         for array in arrays.values():
             array.flush()
-        write_json(temporary / "key.json", key)
+        kinds = {name: [dtype.str, list(shape)] for name, (dtype, shape) in layout.items()}
+        write_json(temporary / "key.json", {"key": key, "arrays": kinds})
         try:
             temporary.rename(folder)
         except OSError:
@@ -269,14 +271,38 @@ def write_cache(folder: Path, key: dict, layout: Layout, source: FeatureStore) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_arrays(folder: Path) -> dict[str, torch.Tensor]:
-    """Memory-mapped tensors of a finished cache."""
-    return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in sorted(folder.glob("*.npy"))}
+def make_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A new memory-mapped array, its room on the disk taken: writing to it would end the process on a full disk."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def read_arrays(folder: Path, key: dict) -> dict[str, torch.Tensor] | None:
+    """Memory-mapped tensors of a finished cache; None if there is none or it is damaged, and has to be made anew."""
+    try:
+        record = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        if record["key"] != json.loads(json.dumps(key)):
+            return None
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in record["arrays"]}
+        kinds = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} if kinds == record["arrays"] else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError):
+        return None
 
 
 def make_room(cache_dir: Path, size: int) -> None:
     """Make the folder of the caches, delete what killed writers left, and see that `size` bytes fit."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--cache_dir {shown(cache_dir)} cannot be written ({error.strerror}); give another folder"
+        ) from None
     for folder in cache_dir.glob(f"*.{platform.node()}.*.tmp"):
         process = folder.name.split(".")[-2]
         if process.isdigit() and not psutil.pid_exists(int(process)):

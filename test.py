@@ -218,6 +218,10 @@ def draw_references(args: argparse.Namespace, method: Base, class_names: list[st
     from dataset import AnomalyDataset
 
     count = method.num_references
+    if args.split == "train":
+        raise InputError(
+            f"--k_shot {count} takes its normal images from the train split, which --split train tests; leave one out"
+        )
     try:
         size = method.model.image_size
         train = AnomalyDataset(args.data_path, method.model.resize, size, "train", args.read_as, args.meta)
@@ -240,10 +244,15 @@ def read_finished(path: Path, key: dict) -> dict[str, dict]:
     """Metrics of the classes that an interrupted run finished, if it ran the test that `key` describes."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if content["key"] != json.loads(json.dumps(key)):
+            return {}
+        sound = all(
+            values.keys() == set(key["metrics"]) and all(isinstance(v, float | None) for v in values.values())
+            for values in content["classes"].values()
+        )
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return {}
-    same = content.get("key") == json.loads(json.dumps(key))
-    return content["classes"] if same else {}
+    return content["classes"] if sound else {}
 
 
 def evaluate(
@@ -279,7 +288,7 @@ def format_table(names: list[str], rows: dict[str, dict[str, float | None]]) -> 
     from tabulate import tabulate
 
     cells = [
-        [label, *("-" if values[name] is None else f"{values[name]:.1f}" for name in names)]
+        [label.replace("|", "\\|"), *("-" if values[name] is None else f"{values[name]:.1f}" for name in names)]
         for label, values in rows.items()
     ]
     return tabulate(cells, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)

@@ -74,40 +74,55 @@ def run_cli(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    interruption = Interruption()
+    INTERRUPTION.watch()
     try:
         main()
+        INTERRUPTION.check()
     except KeyboardInterrupt:
         stop_interrupted()
     except Exception as error:
-        if interruption.came:  # what a library makes of Ctrl-C in the middle of its work
+        if INTERRUPTION.came:  # what a library makes of Ctrl-C in the middle of its work
             stop_interrupted()
         message = in_words(error)
         if message is None:
             raise
         stop_with(message)
     finally:
-        interruption.forget()
+        INTERRUPTION.forget()
 
 
 class Interruption:
     """Notices Ctrl-C in the main thread, even where a library swallows KeyboardInterrupt or makes an error of it."""
 
     def __init__(self) -> None:
-        self.came = False
-        self.before = None
-        with contextlib.suppress(ValueError):  # signals belong to the main thread
+        self.came, self.watching, self.process = False, False, 0
+
+    def watch(self) -> None:
+        """Begin. Signals belong to the main thread; elsewhere, and where Ctrl-C is ignored, nothing changes."""
+        self.came, self.process = False, os.getpid()
+        with contextlib.suppress(ValueError):
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                self.before = signal.signal(signal.SIGINT, self.interrupt)
+                signal.signal(signal.SIGINT, self.interrupt)
+                self.watching = True
 
     def interrupt(self, *_: object) -> None:
-        self.came = True
-        raise KeyboardInterrupt
+        if os.getpid() == self.process:  # processes that read images leave it to the main process, which ends them
+            self.came = True
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """KeyboardInterrupt if there was one, which was lost."""
+        if self.came:
+            raise KeyboardInterrupt
 
     def forget(self) -> None:
-        """Take the handler away."""
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        """End."""
+        if self.watching:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.came = self.watching = False
+
+
+INTERRUPTION = Interruption()
 
 
 def in_words(error: Exception) -> str | None:

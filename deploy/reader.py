@@ -6,6 +6,7 @@ An image is read as a viewer shows it; `load_released` reads it as the authors' 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import warnings
@@ -160,6 +161,8 @@ def header(path: str | os.PathLike) -> Iterator[Image.Image]:
     """
     if str(path).lower().endswith((".heic", ".heif")):
         knows_heic()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a file")  # opening a pipe would wait for ever
     with open(path, "rb") as file, Image.open(file) as image:
         yield image
 

@@ -19,7 +19,7 @@ import parallel
 from deploy.decisions import Calibration
 from deploy.results import Journal, stamp
 from deploy.sources import Picture
-from utils import InputError
+from utils import INTERRUPTION, InputError
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -89,6 +89,7 @@ def look_at_all(
         read = in_order(pool, lambda job: read_or_explain(predictor, *job), todo, ahead)
         rows = in_order(pool, finish, results_of(predictor, read, batch_size), ahead)
         for row, thumbnail in with_progress(rows, len(share), title, initial=len(share) - len(todo)):
+            INTERRUPTION.check()
             journal.append(row, thumbnail)
     journal.close()
     parallel.barrier()

@@ -7,7 +7,6 @@ all makes it raise `NoLayout`; it is then tried on the folders in the root.
 
 import argparse
 import csv
-import io
 import os
 import re
 import sys
@@ -98,9 +97,12 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+_warnings: list[str] = []
+
+
 def warn(message: str) -> None:
-    """One line on stderr about something that looks wrong but does not stop the script."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Say, once the file is written, that something looks wrong; an error that stops the script stands alone."""
+    _warnings.append(message)
 
 
 # Entries and masks
@@ -316,8 +318,7 @@ def parser(description: str, key: str) -> argparse.ArgumentParser:
 
 def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line; InputError for a flag whose value is empty, as a shell variable that is not set leaves it."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names in letters that the terminal lacks
+    _warnings.clear()
     args = options.parse_args()
     for name, value in vars(args).items():
         if "" in (value if isinstance(value, list) else [value]):
@@ -348,10 +349,10 @@ def read_layout(layout: Callable[[Path], Splits], root: Path) -> Splits:
             splits = read_wrapped(layout, root, error)
     except OSError as error:
         raise InputError(f"{shown(error.filename or root)}: {error.strerror}; check the copy of the data set") from None
-    warn_of_left_out()
     if not any(splits.values()):
-        suffixes = " ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{shown(root)}: the folders hold no images (looked for {suffixes}); check the copy")
+        there = left_out() or f"looked for {' '.join(IMAGE_SUFFIXES)}"
+        raise InputError(f"{shown(root)}: the folders hold no images ({there}); check the copy")
+    warn_of_left_out()
     return splits
 
 
@@ -448,6 +449,8 @@ def write_meta(splits: Splits, root: str, out: str | None, rules: dict[str, obje
             normal, anomalous = count(entries)
             masks = sum(bool(item["mask_path"]) for item in entries)
             print(f"{split}: {len(meta[split])} classes, {normal} normal, {anomalous} anomalous, {masks} masks")
+    for message in _warnings:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def replaceable(file: Path, advice: str) -> Path:

@@ -1,6 +1,16 @@
-# Sourced by the other scripts: goes to the repository's root, and makes .venv with the requirements, once.
+# Sourced by the other scripts: goes to the repository's root, and makes .venv with the requirements, once. A relative
+# DATA_ROOT is looked up in the folder that the script was called from; from_caller does the same for another path.
 # USE_PYTHON=/path/to/python takes that environment instead, as it is. PYTHON=/path/to/python3 makes .venv from that one.
+CALLER=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+
+from_caller() {
+    case $1 in
+        /*) echo "$1" ;;
+        *) if [ "$CALLER" -ef . ]; then echo "$1"; else echo "$CALLER/$1"; fi ;;
+    esac
+}
+[ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(from_caller "$DATA_ROOT")
 
 # The paper's settings of AnomalyCLIP on ViT-L/14@336, and of its training
 PAPER_FLAGS="--features_list 24 --image_size 518"

@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 USAGE="usage: bash scripts/figure3.sh [IMAGE ROW COLUMN] [arguments of attention_maps.py]"
 if [ $# -ge 1 ] && [[ $1 != -* ]]; then
     [ $# -ge 3 ] || { echo "error: $1 without its patch; $USAGE" >&2; exit 2; }
-    QUERY=(--image "$1" --patch "$2" "$3")
+    QUERY=(--image "$(from_caller "$1")" --patch "$2" "$3")
     shift 3
 else
     BOTTLE=${DATA_ROOT:-data}/mvtec/bottle

@@ -109,7 +109,7 @@ def render_set(out: Path, group: str, seed: int, size: int) -> None:
     settings = f"seed {seed}, {size} px\n"
     folder, marker = out / group, out / group / COMPLETE
     if folder.exists():
-        if not marker.exists() or marker.read_text() != settings:
+        if not marker.is_file() or marker.read_bytes() != settings.encode():
             raise InputError(
                 f"{folder} is there already, but not from --seed {seed} --size {size}: remove it or give another --out"
             )
@@ -118,8 +118,9 @@ def render_set(out: Path, group: str, seed: int, size: int) -> None:
     temporary = out / f".{group}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)
-        for category, kind, number in tqdm(image_list(group), desc=group, unit="image"):
-            write_image(temporary, group, category, kind, number, seed, size)
+        with tqdm(image_list(group), desc=group, unit="image") as progress:
+            for category, kind, number in progress:
+                write_image(temporary, group, category, kind, number, seed, size)
         (temporary / COMPLETE).write_text(settings)
         temporary.rename(folder)
     except OSError as error:

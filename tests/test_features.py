@@ -124,6 +124,42 @@ def test_a_killed_writer_leaves_nothing_that_is_used(data, method, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == [left.name.split(".")[0]]
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "junk", "missing", "shape", "folder", "no file", "key", "foreign"])
+def test_a_damaged_cache_is_made_anew(data, method, tmp_path, damage):
+    dataset = AnomalyDataset(data, method.model.resize)
+    expected = {k: v.clone() for k, v in open_store(method, dataset, "disk", tmp_path).arrays.items()}
+    (folder,) = tmp_path.iterdir()
+    file = folder / "patch_features.npy"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage in ("empty", "junk"):
+        file.write_bytes(b"junk" if damage == "junk" else b"")
+    elif damage in ("missing", "folder", "no file"):
+        file.unlink()
+        if damage == "folder":
+            file.mkdir()
+        elif damage == "no file":
+            shutil.rmtree(folder)
+            folder.mkdir()
+    elif damage == "shape":
+        np.save(file, np.load(file)[:3])
+    elif damage == "key":
+        (folder / "key.json").write_text("[" * 10000)
+    else:
+        (folder / "foreign.npy").write_bytes(b"junk")
+    again = open_store(method, dataset, "disk", tmp_path).arrays
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], values) for name, values in expected.items())
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_cache_dir_that_cannot_be_written_is_named(data, method, tmp_path):
+    dataset = AnomalyDataset(data, method.model.resize)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--cache_dir .*/file cannot be written \(.*\); give another folder"):
+        open_store(method, dataset, "disk", tmp_path / "file")
+
+
 def test_a_precision_that_the_device_does_not_have(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False)
     arguments = ("--train_data_path", data, "--save_path", tmp_path, *QUICK)
