@@ -226,7 +226,7 @@ def read_meta(root: str | os.PathLike, meta: str | os.PathLike | None = None) ->
         raise InputError(f"{where}: the folder is empty; put the data set's images there, then run {make}")
     if not file.is_file():
         problem = "is not a file" if os.path.lexists(file) else "no such file"
-        raise InputError(f"{shown(file)}: {problem}; make it with {make}")
+        raise InputError(f"{shown(file)}: {problem}; make it with {make}, or name another with --meta")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
