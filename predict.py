@@ -369,12 +369,17 @@ def warnings_of(
     args: argparse.Namespace, predictor: Predictor, pictures: list[Picture], normal: list[Picture]
 ) -> list[str]:
     """What may surprise, but does not keep the run from going on."""
+    from deploy.reader import deep_image_warnings
+
     warnings = []
     shared, own_size = count_shared(pictures, normal), predictor.method.model.image_size
     if shared:
         warnings.append(f"{shared} pictures are also among those of --normal; the promise does not hold for them")
     if args.tile and args.tile < own_size:
         warnings.append(f"windows of {args.tile} pixels are enlarged to the model's {own_size}; larger ones are faster")
+    if args.value_range is None:
+        paths = [picture.path for picture in [*normal, *pictures]]
+        warnings += deep_image_warnings(paths, "say what is black and white with --value_range LOW HIGH")
     return warnings
 
 

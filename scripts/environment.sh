@@ -1,5 +1,6 @@
 # Sourced by the other scripts: goes to the repository's root, and makes .venv with the requirements, once. A relative
-# DATA_ROOT is looked up in the folder that the script was called from; from_caller does the same for another path.
+# DATA_ROOT or META_ROOT is looked up in the folder that the script was called from; from_caller does the same for
+# another path.
 # USE_PYTHON=/path/to/python takes that environment instead, as it is. PYTHON=/path/to/python3 makes .venv from that one.
 CALLER=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
@@ -11,6 +12,7 @@ from_caller() {
     esac
 }
 [ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(from_caller "$DATA_ROOT")
+[ -z "${META_ROOT:-}" ] || META_ROOT=$(from_caller "$META_ROOT")
 
 # The paper's settings of AnomalyCLIP on ViT-L/14@336, and of its training
 PAPER_FLAGS="--features_list 24 --image_size 518"

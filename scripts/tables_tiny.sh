@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment
 
-export DATA_ROOT=data/synthetic DATA_SETS=target AUXILIARY=auxiliary READER_FLAGS=--no_paper
+export DATA_ROOT=data/synthetic META_ROOT= READ_AS= DATA_SETS=target AUXILIARY=auxiliary READER_FLAGS=--no_paper
 export MODEL_FLAGS="--model tiny" WINCLIP_FLAGS="--model tiny"
 export ANOMALYCLIP_FLAGS="--features_list 6" ANOMALYCLIP_TRAINING=
 export MACHINE_FLAGS="--cache disk --cache_dir cache/tables_tiny ${MACHINE_FLAGS:-}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Test one data set with the checkpoint that the paper tests it with: bash scripts/test.sh DATASET [arguments of test.py]
 # MVTec AD is tested with prompts learned on VisA, every other data set with prompts learned on MVTec AD.
-# DATA_ROOT says where the data sets are (data).
+# DATA_ROOT says where the data sets are (data), META_ROOT where their descriptions are, as META_ROOT/KEY.json, if they
+# do not lie beside the data.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: bash scripts/test.sh DATASET [arguments of test.py]" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -15,4 +16,4 @@ CHECKPOINT=$TRAINED/epoch_15.pth
 
 METRICS=$("$PYTHON" scripts/paper/tables.py "$DATASET" | cut -d ' ' -f 2)
 "$PYTHON" test.py --dataset "$DATASET" --data_path "${DATA_ROOT:-data}/$DATASET" --checkpoint_path "$CHECKPOINT" \
-    --save_path "results/$DATASET" --metrics "$METRICS" "$@"
+    ${META_ROOT:+--meta "$META_ROOT/$DATASET.json"} --save_path "results/$DATASET" --metrics "$METRICS" "$@"

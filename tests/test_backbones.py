@@ -1,6 +1,7 @@
 """Loading: every kind of weights file, towers and files that are refused, a machine without network."""
 
 import copy
+import json
 import threading
 from pathlib import Path
 
@@ -126,6 +127,61 @@ def test_weights_in_the_hubs_cache_need_no_network(tmp_path, monkeypatch):
     path, _, _ = backbones.find_tagged_weights("ViT-B-16-plus-240", "laion400m_e31")
     assert path == tmp_path / "open_clip_pytorch_model.bin"
     assert {repository for repository, _ in asked} == {"timm/vit_base_patch16_plus_clip_240.laion400m_e31"}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub's cache, a folder; without network."""
+
+    def cached(repository, name):
+        file = tmp_path / repository / name
+        return str(file) if file.is_file() else None
+
+    def unreachable(url):
+        return "no route to host"
+
+    monkeypatch.setattr(backbones.huggingface_hub, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(backbones, "unreachable", unreachable)
+    return tmp_path
+
+
+def hub_model(hub, name, **model):
+    """The embedded backbone as a model on a hub; `model`: what differs in its configuration."""
+    folder = hub / name
+    folder.mkdir(parents=True)
+    content = json.loads((backbones.TINY_FOLDER / "open_clip_config.json").read_text())
+    content["model_cfg"] |= model
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    (folder / "open_clip_model.safetensors").write_bytes((backbones.TINY_FOLDER / "model.safetensors").read_bytes())
+
+
+def test_a_model_of_a_hub_is_loaded_with_its_own_configuration(hub):
+    hub_model(hub, "somebody/small")
+    model, tiny = AnomalyCLIP_lib.load("hf-hub:somebody/small"), AnomalyCLIP_lib.load("tiny")
+    image = torch.arange(3 * 4, dtype=torch.uint8).reshape(1, 3, 2, 2)
+    assert model.image_size == tiny.image_size and (model.normalize(image) == tiny.normalize(image)).all()
+    assert all((a == b).all() for a, b in zip(model.state_dict().values(), tiny.state_dict().values(), strict=True))
+    own = AnomalyCLIP_lib.load("hf-hub:somebody/small", backbones.TINY_FOLDER / "model.safetensors", image_size=64)
+    assert own.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("hf-hub:somebody/missing", None, "cannot be had .*no route to host"),
+        ("hf-hub:somebody/siglip", None, "hf-hub:somebody/siglip cannot be used: its vision tower is timm's"),
+        ("hf-hub:somebody/broken", None, "cannot be had"),
+        ("hf-hub:somebody/small", "openai", "brings its own weights; leave out pretrained 'openai'"),
+        ("hf-hub:", None, "cannot be had"),
+    ],
+)
+def test_models_of_a_hub_that_are_refused(hub, name, pretrained, message):
+    hub_model(hub, "somebody/small")
+    hub_model(hub, "somebody/siglip", vision_cfg={"timm_model_name": "vit_base"})
+    hub_model(hub, "somebody/broken", vision_cfg=3)
+    with pytest.raises(InputError, match=message) as error:
+        AnomalyCLIP_lib.load(name, pretrained)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

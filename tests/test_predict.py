@@ -424,5 +424,16 @@ def test_what_is_only_warned_of(pictures, tmp_path, monkeypatch, capsys):
     assert all(row["tile_max"] for row in rows(tmp_path / "run"))
 
 
+def test_pictures_that_use_little_of_their_range_are_warned_of(tmp_path, monkeypatch, capsys):
+    (tmp_path / "deep").mkdir()
+    values = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (48, 1))
+    Image.fromarray(values).save(tmp_path / "deep" / "twelve.png")
+    flags = (tmp_path / "deep", *PLAIN, "--no_report", "--no_overlays")
+    assert run_predict(monkeypatch, *flags, "--save_path", tmp_path / "one") == 0
+    assert "say what is black and white with --value_range LOW HIGH" in capsys.readouterr().out
+    assert run_predict(monkeypatch, *flags, "--save_path", tmp_path / "two", "--value_range", 0, 4095) == 0
+    assert "--value_range" not in capsys.readouterr().out
+
+
 def test_help_is_quick():
     check_help("predict.py", "--false_alarms", "torch", "numpy", "PIL", "cv2")

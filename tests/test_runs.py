@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, squeeze
+from PIL import Image
 
 from generate_dataset_json.builder import INDUSTRIAL
 from scripts.paper.tables import TABLES
@@ -74,6 +75,7 @@ def add_data(root: Path, *keys: str) -> None:
 def bash(root: Path, script: str, *arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess:
     """Run a script of the copy, from another folder."""
     known = ("DATA_ROOT", "SEEDS", "RESULTS", "CHECKPOINTS", "MODEL_FLAGS", "MACHINE_FLAGS", "DATA_SETS", "AUXILIARY")
+    known += ("META_ROOT", "READ_AS")
     environment = {name: value for name, value in os.environ.items() if name not in known}
     environment |= {"REAL_PYTHON": sys.executable, "FAIL": "", "UNREAD": "", "WEIGHTS_CODE": "0", **variables}
     command = ["bash", str(root / "scripts" / script), *arguments]
@@ -131,6 +133,30 @@ def test_the_runs_of_table_1(copy):
         assert made.count(line) == 1, line
     bash(copy, "table1.sh", MODEL_FLAGS="--precision bf16", MACHINE_FLAGS="--device cpu")
     assert not calls(copy)
+
+
+def test_data_on_a_read_only_disk_and_reading_as_released(copy):
+    """Descriptions lie elsewhere and are made there; how images are read is part of what a run is known by."""
+    for image in ("mpdd/part/train/good/0.png", "mpdd/part/test/good/0.png"):
+        (copy / "data" / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(copy / "data" / image)
+    (copy / "data" / "mvtec").mkdir()
+    (copy / "metas").mkdir()
+    (copy / "metas" / "mvtec.json").write_text("{}")
+    variables = {"META_ROOT": str(copy / "metas"), "UNREAD": "yes"}
+    bash(copy, "table1.sh", "clip", "anomalyclip", **variables, READ_AS="released")
+    made = calls(copy)
+    assert [line.split()[:3] for line in made] == [
+        ["test.py", "--dataset", "mvtec"],
+        ["test.py", "--dataset", "mpdd"],
+        ["train.py", "--dataset", "mvtec"],
+        ["test.py", "--dataset", "mpdd"],
+    ]
+    for line in made:
+        key = line.split()[2]
+        assert f"--meta {copy}/metas/{key}.json " in line and "--read_as released" in line
+    assert (copy / "metas" / "mpdd.json").exists() and not (copy / "data" / "mpdd" / "meta.json").exists()
+    assert "made with other flags" in bash(copy, "table1.sh", "clip", **variables, code=2).stderr
 
 
 def test_tables_share_their_trainings(copy):

@@ -70,12 +70,12 @@ def main() -> None:
 def load_model(args: argparse.Namespace) -> AnomalyCLIP:
     """The backbone; a weights file without --model says itself what it is."""
     import AnomalyCLIP_lib
-    from AnomalyCLIP_lib.backbones import is_file_name
+    from AnomalyCLIP_lib.backbones import HUB, is_file_name
 
     name, pretrained = args.model, args.pretrained
     if name is None and not (pretrained and is_file_name(pretrained)):
         name = "ViT-L-14-336"
-    if pretrained is None and name != "tiny":
+    if pretrained is None and name != "tiny" and not (name or "").startswith(HUB):
         pretrained = "openai"
     return AnomalyCLIP_lib.load(name, pretrained, image_size=args.image_size, device=pick_device(args.device))
 

@@ -8,6 +8,8 @@
 # Variables, with their defaults:
 #
 #   DATA_ROOT=data               where the data sets are, each in DATA_ROOT/KEY
+#   META_ROOT=                   where their descriptions are, as META_ROOT/KEY.json, if data lie on a read-only disk
+#   READ_AS=                     "released": images and masks as the authors' code reads them
 #   SEEDS=111                    seeds of the trainings; several ("111 112 113") give mean and standard deviation
 #   RESULTS=results/tables, CHECKPOINTS=checkpoints/tables
 #   MODEL_FLAGS=                 backbone of all methods but WinCLIP, such as "--pretrained ViT-L-14-336px.pt"
@@ -21,6 +23,7 @@
 # The scripts' arguments are the variants to run, all if there are none. Run one script at a time in a RESULTS folder.
 
 DATA_ROOT=${DATA_ROOT:-data}
+READING=${READ_AS:+--read_as $READ_AS}
 SEEDS=${SEEDS:-111}
 RESULTS=${RESULTS:-results/tables}
 CHECKPOINTS=${CHECKPOINTS:-checkpoints/tables}
@@ -64,22 +67,23 @@ data_sets() {
 
 # data_ready KEY: whether a data set can be used, with its meta.json made if need be; if not, REASON says why.
 data_ready() {
-    local root=$DATA_ROOT/$1 generator=generate_dataset_json/$1.py
+    local root=$DATA_ROOT/$1 generator=generate_dataset_json/$1.py meta=${META_ROOT:+$META_ROOT/$1.json}
+    meta=${meta:-$root/meta.json}
     case " $READY " in *" $1 "*) return 0 ;; esac
-    if [ "$1" = colondb_train ] && [ ! -f "$root/meta.json" ]; then
-        REASON="no $root/meta.json; make it with $generator"
+    if [ "$1" = colondb_train ] && [ ! -f "$meta" ]; then
+        REASON="no $meta; make it with $generator"
         return 1
     fi
     if [ ! -d "$root" ]; then
         REASON="no folder $root"
         return 1
     fi
-    if [ ! -f "$root/meta.json" ]; then
+    if [ ! -f "$meta" ]; then
         if [ ! -f "$generator" ]; then
-            REASON="no $root/meta.json; make it with generate_dataset_json/custom.py"
+            REASON="no $meta; make it with generate_dataset_json/custom.py"
             return 1
         fi
-        if ! "$PYTHON" "$generator" --root "$root"; then
+        if ! "$PYTHON" "$generator" --root "$root" --out "$meta"; then
             REASON="$generator cannot read $root, see above"
             return 1
         fi
@@ -145,6 +149,7 @@ untrained() {
     local variant=$1 key
     shift
     asked_for "$variant" || return 0
+    set -- "$@" $READING
     find_unfinished "$variant" "$UNTRAINED_SEED" "$*" $TESTED
     [ -n "$UNFINISHED" ] || return 0
     if ! weights_ready "$@"; then
@@ -162,7 +167,7 @@ trained() {
     shift
     asked_for "$variant" || return 0
     for auxiliary in ${AUXILIARY:-mvtec visa}; do
-        flags=$*
+        flags="$*${READING:+ $READING}"
         [ "$auxiliary" != mvtec ] || flags="$flags${MVTEC_FLAGS:+ $MVTEC_FLAGS}"
         description="$flags, trained on $auxiliary"
         keys=
@@ -177,7 +182,7 @@ trained() {
                 continue
             fi
             for key in $UNFINISHED; do
-                run_test "$variant" "$seed" "$key" "$description" --checkpoint_path "$CHECKPOINT"
+                run_test "$variant" "$seed" "$key" "$description" --checkpoint_path "$CHECKPOINT" $READING
             done
         done
     done
@@ -225,7 +230,7 @@ run_training() {
         fi
         attempt "training $variant on $auxiliary, seed $seed" \
             "$PYTHON" $LAUNCHER train.py --dataset "$auxiliary" --train_data_path "$DATA_ROOT/$auxiliary" \
-            --save_path "$folder" --seed "$seed" --resume $flags $MACHINE_FLAGS || return 1
+            ${META_ROOT:+--meta "$META_ROOT/$auxiliary.json"} --save_path "$folder" --seed "$seed" --resume $flags $MACHINE_FLAGS || return 1
         echo "$flags" >"$folder/flags.txt"
     fi
     CHECKPOINT=$folder/epoch_$(ls "$folder" | sed -n 's/^epoch_\([0-9]*\)\.pth$/\1/p' | sort -n | tail -n 1).pth
@@ -237,7 +242,8 @@ run_test() {
     file=$(result_of "$variant" "$seed" "$key")
     shift 4
     attempt "testing $variant on $key, seed $seed" \
-        "$PYTHON" $LAUNCHER test.py --dataset "$key" --data_path "$DATA_ROOT/$key" --save_path "${file%/*}" \
+        "$PYTHON" $LAUNCHER test.py --dataset "$key" --data_path "$DATA_ROOT/$key" \
+        ${META_ROOT:+--meta "$META_ROOT/$key.json"} --save_path "${file%/*}" \
         --metrics "$(metrics_of "$key")" --seed "$seed" "$@" $MACHINE_FLAGS || return 0
     echo "$description" >"${file%/*}/flags.txt"
 }

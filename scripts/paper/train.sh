@@ -8,4 +8,4 @@ make_environment
 DATASET=$1
 shift
 "$PYTHON" train.py --dataset "$DATASET" --train_data_path "${DATA_ROOT:-data}/$DATASET" \
-    --save_path "checkpoints/trained_on_$DATASET" $PAPER_FLAGS $PAPER_TRAINING --resume "$@"
+    ${META_ROOT:+--meta "$META_ROOT/$DATASET.json"} --save_path "checkpoints/trained_on_$DATASET" $PAPER_FLAGS $PAPER_TRAINING --resume "$@"

@@ -29,9 +29,12 @@ def main() -> None:
     if model == "tiny":
         return
 
-    from AnomalyCLIP_lib.backbones import find_tagged_weights, is_file_name
+    from AnomalyCLIP_lib.backbones import HUB, find_in_hub, find_tagged_weights, is_file_name
 
-    if not is_file_name(pretrained):
+    if model.startswith(HUB):
+        _, path = find_in_hub(model, args.pretrained)
+        print(f"weights of {model}: {path}")
+    elif not is_file_name(pretrained):
         path, _, _ = find_tagged_weights(model, pretrained)
         print(f"weights of {model} ({pretrained}): {path}")
     elif not Path(pretrained).is_file():
