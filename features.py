@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from AnomalyCLIP_lib.errors import one_line
 from dataset import AnomalyDataset
 from methods._base import Base
 from utils import INTERRUPTION, InputError, shown, write_json
+
+# More workers than cores are the user's choice; torch would say so in the middle of a progress bar.
+warnings.filterwarnings("ignore", "This DataLoader will create", module=r"torch\.utils\.data")
 
 RAM_SHARE = 0.5  # --cache auto keeps features in memory if they take at most this share of what is available
 DISK_RESERVE = 1 << 30  # bytes that stay free on the disk of a cache
