@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import parallel
 from AnomalyCLIP_lib.errors import one_line
+from AnomalyCLIP_lib.similarity import full_size
 from dataset import AnomalyDataset
 from methods._base import Base
 from utils import INTERRUPTION, InputError, shown, write_json
@@ -65,15 +66,21 @@ def set_classes(method: Base, class_names: list[str]) -> None:
 
 
 @torch.no_grad()
-def predict(method: Base, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (B,) and maps (B, S, S) of images of a class from their features; on the CPU one by one, as `encode`."""
+def predict(
+    method: Base, features: dict[str, torch.Tensor], class_name: str, sigma: float = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (B,) and smoothed maps (B, S, S) of images of a class from their features, on the model's device.
+
+    sigma: width of the Gaussian filter in pixels. On the CPU the images are taken one by one, as in `encode`.
+    """
     batch = len(next(iter(features.values())))
     chunk = 1 if method.model.device.type == "cpu" else batch
     parts = [
         method.predict({name: values[start : start + chunk] for name, values in features.items()}, class_name)
         for start in range(0, batch, chunk)
     ]
-    return torch.cat([scores for scores, _ in parts]), torch.cat([maps for _, maps in parts])
+    maps = [full_size(maps, method.model.image_size, sigma) for _, maps in parts]
+    return torch.cat([scores for scores, _ in parts]), torch.cat(maps)
 
 
 def collate(items: list[dict]) -> dict:

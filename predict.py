@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import methods
 import parallel
 from checkpoint import file_sha256, open_method
+from deploy.detector import BaseDetector
 from deploy.sources import Picture, check_apart, count_shared, find_pictures
 from options import add_flags
 from utils import DRAWN, InputError, get_logger, nonempty_path, open_run, positive_int, processor, run_cli, write_json
@@ -32,11 +33,8 @@ if TYPE_CHECKING:
     import logging
 
     import numpy as np
-    import torch
-
     from deploy.decisions import Calibration
     from deploy.results import Journal
-    from deploy.run import Result
 
 PROGRAM = "predict.py"
 FALSE_ALARMS = 0.05
@@ -89,8 +87,8 @@ def parse_args() -> argparse.Namespace:
 # one picture
 
 
-class Predictor:
-    """A method, ready to look at pictures.
+class Predictor(BaseDetector):
+    """A method, ready to look at pictures; calling it gives a `deploy.detector.Result`.
 
     Args:
         checkpoint_path: epoch_N.pth of train.py or of the authors; None: a method that needs none, by default
@@ -134,12 +132,7 @@ class Predictor:
         unknown = [name for name in options if name not in flags | MACHINE.keys() | {"method", "feature_map_layer"}]
         if unknown:
             raise InputError(f"Predictor has no option {unknown[0]!r}; it has the flags of test.py that name a method")
-        if not 0 <= overlap <= 0.9:
-            raise InputError(f"overlap {overlap} is not in [0, 0.9]")
-        if value_range is not None and not value_range[0] < value_range[1]:
-            raise InputError(
-                f"value_range {value_range[0]} {value_range[1]}: the first value has to be the smaller one"
-            )
+        super().__init__(tile, overlap, value_range, batch_size)
         args = argparse.Namespace(**{"method": None, "feature_map_layer": [0]} | MACHINE | options)
         args.threads = torch.get_num_threads() if threads == -1 else threads
         args.device, args.checkpoint_path = device, None if checkpoint_path is None else Path(checkpoint_path)
@@ -151,8 +144,7 @@ class Predictor:
                 "--k_shot takes normal pictures from a data set's train split; use test.py, or leave it out"
             )
         set_classes(self.method, [class_name])
-        self.class_name, self.tile, self.overlap = class_name, tile, overlap
-        self.value_range, self.batch_size = None if value_range is None else tuple(value_range), batch_size
+        self.class_name, self.image_size = class_name, self.method.model.image_size
         self.sigma = self.record["testing"]["sigma"]
         self.highest = float(len(self.record["settings"].get("features_list", [None])))
         pictures = {"class_name": class_name, "tile": tile, "overlap": overlap if tile else None}
@@ -160,71 +152,15 @@ class Predictor:
         self.made_with = self.record["settings"] | self.record["testing"] | pictures | checksum
         self.made_with |= {"value_range": value_range and list(value_range), "precision": args.precision}
 
-    def __call__(self, picture: Any) -> Result | list[Result]:
-        """The result for a path, a PIL image or an (H, W, 3) uint8 array; for a list of them a list of results.
-
-        Raises ImageError, an InputError, for a file that cannot be read as a picture.
-        """
-        if isinstance(picture, list | tuple):
-            return list(self.look_at(map(self.read, picture)))
-        return next(self.look_at([self.read(picture)]))
-
-    def read(self, picture: Any) -> tuple[np.ndarray, torch.Tensor]:
-        """A picture, (H, W, 3) uint8 RGB, and the same at the model's input size, (3, S, S) uint8."""
-        import numpy as np
-        from PIL import Image
-
-        from deploy.reader import as_rgb, load_image
-
-        if isinstance(picture, Image.Image):
-            pixels = np.asarray(as_rgb(picture, self.value_range))
-        elif isinstance(picture, np.ndarray):
-            pixels = picture
-        else:
-            pixels = np.asarray(load_image(picture, self.value_range))
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise InputError(f"a picture has to be (H, W, 3) uint8, this one is {pixels.shape} {pixels.dtype}")
-        return pixels, self.resize(pixels)
-
-    def resize(self, pixels: np.ndarray) -> torch.Tensor:
-        """A picture or a part of it (H, W, 3) at the model's input size, (3, S, S) uint8."""
-        from PIL import Image
-
-        return self.method.model.resize(Image.fromarray(pixels))
-
-    def look_at(self, pictures: Iterable[tuple[np.ndarray, torch.Tensor]]) -> Iterator[Result]:
-        """Results of pictures as `read` gives them, in their order; no more than a batch of them is held at a time."""
-        from deploy.maps import resize_map
-        from deploy.run import Result, batches
-        from tiling import combine, look_closer
-
-        for batch in batches(pictures, 1 if self.tile else self.batch_size):
-            scores, maps = self.predict([image for _, image in batch])
-            for (pixels, _), score, values in zip(batch, scores, maps, strict=True):
-                whole = resize_map(values, *pixels.shape[1::-1])
-                if not self.tile:
-                    yield Result(float(score), whole)
-                    continue
-                closer, tile_max = look_closer(pixels, self.tile, self.overlap, self.batch_size, self.look_at_parts)
-                yield Result(*combine(float(score), whole, tile_max, closer), tile_max)
-
-    def look_at_parts(self, parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Scores (B,) and maps (H, W) of parts of a picture, (H, W, 3) each."""
-        from deploy.maps import resize_map
-
-        scores, maps = self.predict([self.resize(part) for part in parts])
-        return scores, [resize_map(values, *part.shape[1::-1]) for part, values in zip(parts, maps, strict=True)]
-
-    def predict(self, images: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (B,) and smoothed maps (B, S, S) of images (3, S, S) uint8."""
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (B,) and smoothed maps (B, S, S) of images (B, 3, S, S) uint8."""
         import torch
 
-        from AnomalyCLIP_lib.similarity import smooth
         from features import encode, predict
 
-        features = encode(self.method, torch.stack(images).to(self.method.model.device))
-        scores, maps = predict(self.method, features, self.class_name)
-        return scores.cpu().numpy(), smooth(maps, self.sigma).numpy()
+        features = encode(self.method, torch.from_numpy(images).to(self.method.model.device))
+        scores, maps = predict(self.method, features, self.class_name, self.sigma)
+        return scores.cpu().numpy(), maps.cpu().numpy()
 
 
 def method_flags(name: str) -> dict:
@@ -372,7 +308,7 @@ def warnings_of(
     from deploy.reader import deep_image_warnings
 
     warnings = []
-    shared, own_size = count_shared(pictures, normal), predictor.method.model.image_size
+    shared, own_size = count_shared(pictures, normal), predictor.image_size
     if shared:
         warnings.append(f"{shared} pictures are also among those of --normal; the promise does not hold for them")
     if args.tile and args.tile < own_size:

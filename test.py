@@ -178,7 +178,6 @@ def predict_class(
     """
     import numpy as np
 
-    from AnomalyCLIP_lib.similarity import smooth
     from features import predict
 
     count, image_size = len(rows), store.method.model.image_size
@@ -187,10 +186,10 @@ def predict_class(
         if map_dtype:
             arrays += [np.empty((count, image_size, image_size), dtype) for dtype in (map_dtype, bool)]
     for batch in store.batches(rows, batch_size):
-        batch_scores, batch_maps = predict(store.method, batch["features"], class_name)
+        batch_scores, batch_maps = predict(store.method, batch["features"], class_name, sigma)
         share = [batch["rows"], batch_scores, batch["mask"].mean(dim=(1, 2))]
         if map_dtype:
-            share += [smooth(batch_maps, sigma), batch["mask"] > 0]
+            share += [batch_maps, batch["mask"] > 0]
         for places, *values in parallel.gather_to_main([value.cpu().numpy() for value in share]):
             for array, value in zip(arrays, values, strict=True):
                 array[places] = value[: len(places)]

@@ -15,7 +15,7 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, PILToT
 
 from . import dpam
 from .errors import InputError
-from .similarity import anomaly_map, class_probabilities, smooth
+from .similarity import anomaly_map, class_probabilities, full_size
 from .text import encode_prompts
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
@@ -162,8 +162,8 @@ class AnomalyCLIP(nn.Module):
         text_features = text_features.to(self.device)
         image_features, patch_features = self.encode_image(images.to(self.device), layers)
         scores = class_probabilities(image_features, text_features)[:, 1]
-        maps = anomaly_map(patch_features, text_features, self.image_size)
-        return scores.float().cpu(), smooth(maps, sigma)
+        maps = full_size(anomaly_map(patch_features, text_features), self.image_size, sigma)
+        return scores.float().cpu(), maps.cpu()
 
 
 def default_dpam_layer(num_layers: int) -> int:

@@ -1,10 +1,12 @@
 """From features to probabilities, maps and scores (paper section 2, equation 1, and section 3.3)."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 
 TEMPERATURE = 0.07
 
@@ -52,21 +54,37 @@ def upsample(maps: torch.Tensor, image_size: int) -> torch.Tensor:
     return F.interpolate(maps, size=image_size, mode="bilinear", align_corners=False)
 
 
-def anomaly_map(patch_features: Iterable[torch.Tensor], text_features: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Sum over tapped blocks of (P(abnormal) + 1 - P(normal)) / 2, upsampled: (B, S, S), not smoothed (section 3.3).
+def anomaly_map(patch_features: Iterable[torch.Tensor], text_features: torch.Tensor) -> torch.Tensor:
+    """Sum over tapped blocks of (P(abnormal) + 1 - P(normal)) / 2 of each patch: (B, G, G) (section 3.3).
 
+    Upsampling, which the paper does first, is linear, and its weights add up to one: see `full_size`.
     patch_features: for each tapped block (B, 1 + G*G, D), class token first; text_features: see `class_probabilities`.
     """
     maps = []
     for features in patch_features:
-        normal, abnormal = upsample(patch_probabilities(features, text_features), image_size).unbind(1)
+        normal, abnormal = patch_probabilities(features, text_features).unbind(1)
         maps.append((abnormal + 1 - normal) / 2)
     return torch.stack(maps).sum(dim=0)
 
 
-def smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian filter of every map (B, S, S), sigma in pixels (scipy's defaults: reflect, truncate 4); on the CPU."""
-    maps = maps.float().cpu()
-    if not sigma:
+def full_size(maps: torch.Tensor, image_size: int, sigma: float = 0) -> torch.Tensor:
+    """Maps (B, g, g) upsampled as by `upsample` and then smoothed: (B, S, S) float32, on the maps' device.
+
+    sigma: of the Gaussian filter, in pixels of the result (scipy's defaults: reflect, truncate 4); 0: not smoothed.
+    Both steps are linear and separable, so together they are one constant matrix A per side: A map A^T.
+    """
+    maps = maps.float()
+    if maps.shape[-1] == image_size and not sigma:
         return maps
-    return torch.from_numpy(gaussian_filter(maps.numpy(), sigma=sigma, axes=(1, 2)))
+    matrix = full_size_matrix(maps.shape[-1], image_size, float(sigma)).to(maps.device)
+    return matrix @ maps @ matrix.T
+
+
+@lru_cache(maxsize=8)
+def full_size_matrix(grid: int, image_size: int, sigma: float) -> torch.Tensor:
+    """The (S, g) matrix that upsamples a column of g values and smooths the result, from what it does to unit vectors."""
+    unit = torch.eye(grid, dtype=torch.float64).unsqueeze(0)  # (1, g, g): a unit vector in each row
+    columns = F.interpolate(unit, size=image_size, mode="linear", align_corners=False)[0].T.numpy()  # (S, g)
+    if sigma:
+        columns = gaussian_filter1d(columns, sigma, axis=0)
+    return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))

@@ -1,6 +1,6 @@
 """Many pictures through a predictor: read and written in threads, in order, each a row that survives an interruption.
 
-A predictor is anything with `read`, `look_at` and `highest`, such as `predict.Predictor`.
+A predictor is a `deploy.detector.BaseDetector`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,28 +21,11 @@ from deploy.results import Journal, stamp
 from deploy.sources import Picture
 from utils import INTERRUPTION, InputError
 
+if TYPE_CHECKING:
+    from deploy.detector import Result
+
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a model says of one picture.
-
-    Attributes:
-        score: P(abnormal) of the whole picture, as test.py computes it; with tiles see `tiling.combine`.
-        map: (H, W) float32 at the picture's own size, smoothed, in [0, number of tapped blocks].
-        tile_max: the largest score of a window; None without tiles.
-    """
-
-    score: float
-    map: np.ndarray
-    tile_max: float | None = None
-
-    @property
-    def map_max(self) -> float:
-        """The highest value of the map."""
-        return float(self.map.max())
 
 
 @dataclass

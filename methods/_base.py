@@ -164,7 +164,8 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, features: dict[str, torch.Tensor], class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (B,) and maps (B, S, S), not yet smoothed, of images of one class.
+        """Scores (B,) and maps, not yet smoothed, of images of one class.
 
-        Called through `features.predict`, without gradients.
+        Maps are (B, S, S), or (B, G, G) on the patches' grid, to be upsampled bilinearly. Called through
+        `features.predict`, without gradients.
         """

@@ -60,4 +60,4 @@ class PlainClip(Base):
     def predict(self, features, class_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         text_features = self.text_features[class_name]
         scores = class_probabilities(features["image_features"], text_features)[:, 1]
-        return scores, anomaly_map(features["patch_features"].unbind(1), text_features, self.model.image_size)
+        return scores, anomaly_map(features["patch_features"].unbind(1), text_features)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
 from AnomalyCLIP_lib.blocks import embed, run_block
-from AnomalyCLIP_lib.similarity import class_probabilities, upsample
+from AnomalyCLIP_lib.similarity import class_probabilities
 from methods._base import Base
 from prompt_ensemble import NORMAL_STATES, ensemble_prompts
 from utils import InputError
@@ -76,7 +76,7 @@ class Method(Base):
         if self.num_references:
             vision_maps = self.vision_guided(features, self.references[class_name])
             scores, maps = (scores + vision_maps.amax(dim=(1, 2))) / 2, (maps + vision_maps) / 2
-        return scores, upsample(maps.unsqueeze(1), self.model.image_size).squeeze(1)
+        return scores, maps
 
     def language_guided(
         self, features: dict[str, torch.Tensor], text_features: torch.Tensor

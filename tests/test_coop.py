@@ -16,7 +16,7 @@ from helpers import (
 )
 
 import AnomalyCLIP_lib
-from AnomalyCLIP_lib.similarity import class_probabilities, smooth
+from AnomalyCLIP_lib.similarity import class_probabilities, full_size
 from features import set_classes
 from methods.coop import Method
 from utils import InputError
@@ -65,6 +65,7 @@ def train(model, config: dict, features: dict[str, torch.Tensor], run: str) -> t
 def compute(model, config: dict) -> dict:
     """Every array of the reference file, complete, by name."""
     images, classes, sigma = reference_images(config, 8), config["classes"], config["sigma"]
+    size = model.image_size
     method, summed = make(model), make(model, features_list=[2, 4, 6])
     features, blocks = method.encode(images), summed.encode(images)
     without = make(model, no_ln_post=True).encode(images)
@@ -86,8 +87,9 @@ def compute(model, config: dict) -> dict:
         scores, maps = method.predict(features, name)
         ours |= {f"scores_{name}": scores, f"scores_no_ln_post_{name}": method.predict(without, name)[0]}
         if name == "bottle":
-            ours |= {"map_last_bottle": maps[:3], "map_last_smoothed_bottle": smooth(maps[:2], sigma)}
-    ours["map_sum_smoothed_bottle"] = smooth(summed.predict(blocks, "bottle")[1][:2], sigma)
+            ours |= {"map_last_bottle": full_size(maps[:3], size)}
+            ours["map_last_smoothed_bottle"] = full_size(maps[:2], size, sigma)
+    ours["map_sum_smoothed_bottle"] = full_size(summed.predict(blocks, "bottle")[1][:2], size, sigma)
     ours["logits_bottle"] = method.logits(features["image_features"], ["bottle"] * 8)
 
     for run in RUNS:
@@ -100,8 +102,8 @@ def compute(model, config: dict) -> dict:
                 "trained_text_features": trained.text_features["bottle"],
                 "trained_scores_bottle": scores,
                 "trained_scores_no_ln_post_bottle": trained.predict(without, "bottle")[0],
-                "trained_map_last_bottle": maps[:3],
-                "trained_map_last_smoothed_bottle": smooth(maps[:2], sigma),
+                "trained_map_last_bottle": full_size(maps[:3], size),
+                "trained_map_last_smoothed_bottle": full_size(maps[:2], size, sigma),
             }
     return ours
 

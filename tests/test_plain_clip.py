@@ -19,7 +19,7 @@ from helpers import (
 
 import AnomalyCLIP_lib
 from AnomalyCLIP_lib.blocks import resize_positions
-from AnomalyCLIP_lib.similarity import class_probabilities, smooth
+from AnomalyCLIP_lib.similarity import class_probabilities, full_size
 from methods import clip, clip_ac
 
 FILE = REFERENCES / "clip.npz"
@@ -72,9 +72,11 @@ def compute(model, config: dict) -> dict:
     for prefix in ("clip", "ac"):
         last, several = built[prefix]
         maps = last.predict(first_two, "bottle")[1]
-        ours[f"{prefix}_map_last_bottle"] = maps
-        ours[f"{prefix}_map_last_smoothed_bottle"] = smooth(maps, sigma)
-        ours[f"{prefix}_map_sum_smoothed_bottle"] = smooth(several.predict(blocks, "bottle")[1][:2], sigma)
+        ours[f"{prefix}_map_last_bottle"] = full_size(maps, model.image_size)
+        ours[f"{prefix}_map_last_smoothed_bottle"] = full_size(maps, model.image_size, sigma)
+        ours[f"{prefix}_map_sum_smoothed_bottle"] = full_size(
+            several.predict(blocks, "bottle")[1][:2], model.image_size, sigma
+        )
         for index, layer in enumerate(layers[:2]):
             tokens = blocks["patch_features"][:2, index, 1:]
             ours[f"{prefix}_patch_probs_{layer}_bottle"] = class_probabilities(tokens, last.text_features["bottle"])
@@ -154,7 +156,7 @@ def test_on_the_embedded_backbone(name):
     with torch.no_grad():
         scores, maps = method.predict(method.encode(images), "metal_nut")
     assert scores.shape == (2,)
-    assert maps.shape == (2, model.image_size, model.image_size)
+    assert maps.shape == (2, model.grid, model.grid)
     for values in (scores, maps):
         assert ((0 <= values) & (values <= 1)).all()
 

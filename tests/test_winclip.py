@@ -14,7 +14,8 @@ from open_clip import CLIP, SimpleTokenizer
 import AnomalyCLIP_lib
 import methods
 from AnomalyCLIP_lib import AnomalyCLIP
-from AnomalyCLIP_lib.similarity import class_probabilities, upsample
+from AnomalyCLIP_lib.similarity import class_probabilities
+from features import predict
 from methods import winclip
 from utils import InputError
 
@@ -62,7 +63,7 @@ def compute(model: AnomalyCLIP) -> dict[str, torch.Tensor | dict]:
             ours[f"zs_window_scores_{size}_{name}"] = scores
             ours[f"zs_map_{size}_{name}"] = method.map_of_windows(scores, size)
         ours[f"zs_map_all_{name}"] = method.language_guided(features, text_features)[1]
-        ours[f"zs_score_{name}"], ours[f"zs_pixel_map_{name}"] = method.predict(features, name)
+        ours[f"zs_score_{name}"], ours[f"zs_pixel_map_{name}"] = predict(method, features, name)
     ours["prompt_embeddings_bottle"] = model.encode_text(sum(winclip.prompts("bottle"), []))
 
     references = encode(method, noise(2001, 2, 3, 112, 112))
@@ -81,7 +82,7 @@ def compute(model: AnomalyCLIP) -> dict[str, torch.Tensor | dict]:
             ours[f"fs{shots}_va_windows_{size}"] = winclip.association(features[name], known[name])
             ours[f"fs{shots}_va_map_{size}"] = few_shot.map_of_windows(ours[f"fs{shots}_va_windows_{size}"], size)
         ours[f"fs{shots}_map"] = few_shot.vision_guided(features, known)
-        ours[f"fs{shots}_score"], ours[f"fs{shots}_pixel_map"] = few_shot.predict(features, "bottle")
+        ours[f"fs{shots}_score"], ours[f"fs{shots}_pixel_map"] = predict(few_shot, features, "bottle")
 
     ours["unit_masks_4x5_k2"] = winclip.window_indices((4, 5), 2).T
     ours["unit_masks_4x5_k2_s2"] = winclip.window_indices((4, 5), 2, stride=2).T
@@ -227,8 +228,8 @@ def test_predictions_in_plain_loops(tiny, zero_shot, features, references):
     one = {name: values[1] for name, values in features.items()}
     score, plain_map = plain_predict(one, zero_shot.text_features["metal_nut"], tiny.grid, known)
     assert scores[1].item() == pytest.approx(score, abs=1e-6)
-    plain_map = torch.tensor(plain_map).view(1, 1, tiny.grid, tiny.grid)
-    torch.testing.assert_close(maps[1], upsample(plain_map, tiny.image_size)[0, 0], atol=1e-6, rtol=0)
+    plain_map = torch.tensor(plain_map).view(tiny.grid, tiny.grid)
+    torch.testing.assert_close(maps[1], plain_map, atol=1e-6, rtol=0)
 
 
 def test_text_features_are_means_of_raw_embeddings(tiny, zero_shot):
@@ -268,7 +269,7 @@ def test_shapes(tiny, zero_shot, features):
         "patch_tokens": (3, side**2, len(tiny.clip.visual.class_embedding)),
     }
     scores, maps = zero_shot.predict(features, "metal_nut")
-    assert scores.shape == (3,) and maps.shape == (3, tiny.image_size, tiny.image_size)
+    assert scores.shape == (3,) and maps.shape == (3, tiny.grid, tiny.grid)
     assert (scores > 0).all() and (scores < 1).all() and (maps > 0).all() and (maps < 1).all()
 
 
