@@ -13,7 +13,7 @@ import methods
 import parallel
 from AnomalyCLIP_lib.errors import shown
 from options import FLAGS, settings_from
-from utils import InputError, atomic_path, environment, set_seed
+from utils import InputError, atomic_path, environment, pick_precision, set_seed
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,8 @@ def open_method(args: argparse.Namespace, part: str) -> tuple[Base, dict]:
     """The method that flags and checkpoint describe, on its device, everything seeded; and what to record of it.
 
     Args:
-        args: flags of `options.add_flags`; of a script that tests, also checkpoint_path.
+        args: flags of `options.add_flags`; of a script that tests, also checkpoint_path. Its precision "auto" is
+            replaced by the one that is chosen.
         part: "TRAINING" or "TESTING", the flags that the method gets beside its settings.
 
     Returns:
@@ -44,13 +45,15 @@ def open_method(args: argparse.Namespace, part: str) -> tuple[Base, dict]:
 
     import AnomalyCLIP_lib
 
+    device = parallel.start(args.device)
+    args.precision = pick_precision(args.precision, device)
     model = AnomalyCLIP_lib.load(
         settings["model"],
         settings["pretrained"],
         image_size=settings["image_size"],
         dpam_layer=settings.get("dpam_layer", 1),  # methods that do not know DPAM go without
         dpam_mode=settings.get("dpam_mode", "vv"),
-        device=parallel.start(args.device),
+        device=device,
         precision=args.precision,
     )
     parallel.set_threads(args.threads, model)
@@ -69,7 +72,8 @@ def open_method(args: argparse.Namespace, part: str) -> tuple[Base, dict]:
     if args.compile:
         import torch
 
-        method.encode = torch.compile(method.encode)
+        freezing = {"freezing": True} if device == "cpu" else None  # weights laid out once for the processor
+        method.encode = torch.compile(method.encode, options=freezing)
     return method, {"settings": settings, part.lower(): options, "versions": environment()}
 
 

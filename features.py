@@ -29,7 +29,7 @@ from AnomalyCLIP_lib.errors import one_line
 from AnomalyCLIP_lib.similarity import full_size
 from dataset import AnomalyDataset
 from methods._base import Base
-from utils import INTERRUPTION, InputError, shown, write_json
+from utils import INTERRUPTION, InputError, processor_features, shown, write_json
 
 # More workers than cores are the user's choice; torch would say so in the middle of a progress bar.
 warnings.filterwarnings("ignore", "This DataLoader will create", module=r"torch\.utils\.data")
@@ -47,9 +47,11 @@ def encode(method: Base, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Features of images (B, 3, S, S), uint8 or normalised: each (B, ...), float32; no gradients.
 
     On the CPU each image is encoded alone: matrix products round differently for different batch sizes, and features
-    must not depend on an image's neighbours if training with and without a cache is to be the same bit for bit.
+    must not depend on an image's neighbours if training with and without a cache is to be the same bit for bit. Only in
+    bf16 on a processor with AMX two go together, which takes a sixth to a quarter less time.
     """
-    chunks = images.split(1) if images.device.type == "cpu" else (images,)
+    pairs = method.model.precision == "bf16" and "amx_bf16" in processor_features()
+    chunks = images.split(2 if pairs else 1) if images.device.type == "cpu" else (images,)
     try:
         encoded = [method.model.run_frozen(method.encode, chunk) for chunk in chunks]
     except Exception as error:

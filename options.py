@@ -102,7 +102,10 @@ def add_machine_flags(parser: argparse.ArgumentParser, cache: str | None) -> Non
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cuda, mps or cpu (the best there is)")
     machine.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the frozen vision tower (fp32)"
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        default="fp32",
+        help="of the frozen vision tower; auto: bf16 where the hardware has it (fp32)",
     )
     machine.add_argument("--compile", action="store_true", help="torch.compile the frozen vision tower")
     if cache is not None:

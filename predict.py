@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import logging
 
     import numpy as np
+
     from deploy.decisions import Calibration
     from deploy.results import Journal
 
@@ -150,7 +151,7 @@ class Predictor(BaseDetector):
         pictures = {"class_name": class_name, "tile": tile, "overlap": overlap if tile else None}
         checksum = {"checkpoint_sha256": file_sha256(args.checkpoint_path) if checkpoint_path else None}
         self.made_with = self.record["settings"] | self.record["testing"] | pictures | checksum
-        self.made_with |= {"value_range": value_range and list(value_range), "precision": args.precision}
+        self.made_with |= {"value_range": value_range and list(value_range), "precision": self.method.model.precision}
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores (B,) and smoothed maps (B, S, S) of images (B, 3, S, S) uint8."""
@@ -194,7 +195,7 @@ def predict(args: argparse.Namespace) -> int:
         remove_results(folder)
     if parallel.is_main():
         write_records(args, predictor, folder)
-    logger.info("%d pictures, %s", len(pictures), predictor.record["settings"])
+    logger.info("%d pictures, %s, %s", len(pictures), predictor.made_with["precision"], predictor.record["settings"])
     for warning in warnings_of(args, predictor, pictures, normal):
         logger.warning("%s", warning)
 

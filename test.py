@@ -94,7 +94,8 @@ def test(args: argparse.Namespace) -> None:
         arguments = vars(args) | record["settings"] | record["testing"]
         machine = {"processor": processor(), "threads": torch.get_num_threads()}
         write_json(folder / "args.json", {"arguments": arguments, **tested, "versions": record["versions"], **machine})
-    logger.info("testing on %s (%s split): %d images, %s", args.dataset, args.split, len(dataset), record["settings"])
+    what = (args.dataset, args.split, len(dataset), args.precision, record["settings"])
+    logger.info("testing on %s (%s split): %d images, %s, %s", *what)
     for warning in dataset.warnings:
         logger.warning("%s", warning)
 

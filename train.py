@@ -70,7 +70,8 @@ def train(args: argparse.Namespace) -> None:
         arguments = vars(args) | record["settings"] | training
         machine = {"processor": processor(), "threads": torch.get_num_threads()}
         write_json(folder / "args.json", {"arguments": arguments, **record, **machine})
-    logger.info("training on %s (%s split): %d images, %s", args.dataset, args.split, len(dataset), record["settings"])
+    what = (args.dataset, args.split, len(dataset), args.precision, record["settings"])
+    logger.info("training on %s (%s split): %d images, %s, %s", *what)
     for warning in warnings:
         logger.warning("%s", warning)
     if first_epoch > epochs:

@@ -79,6 +79,16 @@ class AnomalyCLIP(nn.Module):
         self._normalize = Normalize(mean, std)
         self.preprocess = Compose([resize, ToTensor(), self._normalize])
         self.resize = Compose([resize, PILToTensor()])
+        if precision != "fp32":
+            self.cast_vision_tower(PRECISIONS[precision])
+
+    def cast_vision_tower(self, dtype: torch.dtype) -> None:
+        """Give the vision tower's matrices the type that autocast would cast them to in every call."""
+        _ = self.weights_sha256  # of the weights as they were loaded
+        visual = self.clip.visual
+        for name, parameter in visual.named_parameters():
+            if parameter.ndim >= 2 and "embedding" not in name:
+                parameter.data = parameter.data.to(dtype)
 
     @property
     def device(self) -> torch.device:

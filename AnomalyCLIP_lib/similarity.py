@@ -82,7 +82,7 @@ def full_size(maps: torch.Tensor, image_size: int, sigma: float = 0) -> torch.Te
 
 @lru_cache(maxsize=8)
 def full_size_matrix(grid: int, image_size: int, sigma: float) -> torch.Tensor:
-    """The (S, g) matrix that upsamples a column of g values and smooths the result, from what it does to unit vectors."""
+    """The (S, g) matrix that upsamples a column of g values and smooths the result."""
     unit = torch.eye(grid, dtype=torch.float64).unsqueeze(0)  # (1, g, g): a unit vector in each row
     columns = F.interpolate(unit, size=image_size, mode="linear", align_corners=False)[0].T.numpy()  # (S, g)
     if sigma:

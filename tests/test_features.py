@@ -1,5 +1,6 @@
 """Features computed once: the same numbers with and without a cache, and caches that are used for nothing else."""
 
+import json
 import os
 import platform
 import shutil
@@ -13,6 +14,7 @@ from PIL import Image
 
 import AnomalyCLIP_lib
 import features
+import utils
 from dataset import AnomalyDataset
 from features import open_store
 from utils import InputError
@@ -167,8 +169,30 @@ def test_a_precision_that_the_device_does_not_have(data, tmp_path, monkeypatch, 
     check_error(capsys, "precision bf16 is not available on cpu with torch .*; use fp32")
 
 
+def test_precision_auto_takes_what_the_hardware_has(data, tmp_path, monkeypatch, capsys):
+    arguments = ("--train_data_path", data, *QUICK, "--precision", "auto", "--epoch", 1, "--cache", "none")
+    for found, chosen in (({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")):
+        for module in (utils, features):
+            monkeypatch.setattr(module, "processor_features", lambda found=found: found)
+        folder = tmp_path / "-".join(found)
+        assert run(monkeypatch, "train", *arguments, "--save_path", folder, "--device", "cpu") == 0
+        assert json.loads((folder / "args.json").read_text())["arguments"]["precision"] == chosen
+        assert f" images, {chosen}, " in capsys.readouterr().out
+
+
+def test_weights_in_bf16_give_the_same_as_casts_in_every_call():
+    model, cast = AnomalyCLIP_lib.load("tiny"), AnomalyCLIP_lib.load("tiny", precision="bf16")
+    assert cast.weights_sha256 == model.weights_sha256
+    assert cast.clip.visual.conv1.weight.dtype == torch.bfloat16 and cast.clip.text_projection.dtype == torch.float32
+    images = torch.rand(1, 3, 96, 96)
+    model.precision = "bf16"
+    for ours, expected in zip(cast.encode_image(images, [3, 6]), model.encode_image(images, [3, 6]), strict=True):
+        for one, other in zip(ours, expected, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_a_failing_compiler_is_one_line(data, tmp_path, monkeypatch, capsys):
-    def broken(function):
+    def broken(function, options):
         def compiled(*_):
             raise torch._dynamo.exc.TorchDynamoException("no compiler\nlong story")
 
