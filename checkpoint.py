@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import methods
 import parallel
-from AnomalyCLIP_lib.errors import shown
+from AnomalyCLIP_lib.errors import one_line, shown
 from options import FLAGS, settings_from
 from utils import InputError, atomic_path, environment, pick_precision, set_seed
 
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     from dataset import AnomalyDataset
     from methods._base import Base
 
+HUB_CONFIG, HUB_TENSORS = "config.json", "model.safetensors"  # the files of a checkpoint in a hub's form
+HUB_KIND = "anomalyclip-repro"
+
 
 def open_method(args: argparse.Namespace, part: str) -> tuple[Base, dict]:
     """The method that flags and checkpoint describe, on its device, everything seeded; and what to record of it.
 
     Args:
         args: flags of `options.add_flags`; of a script that tests, also checkpoint_path. Its precision "auto" is
-            replaced by the one that is chosen.
+            replaced by the one that is chosen, a name of a hub by the file on this machine.
         part: "TRAINING" or "TESTING", the flags that the method gets beside its settings.
 
     Returns:
@@ -38,6 +42,8 @@ def open_method(args: argparse.Namespace, part: str) -> tuple[Base, dict]:
         InputError: whatever is wrong with flags, checkpoint, weights or device.
     """
     path = getattr(args, "checkpoint_path", None)
+    if path:
+        path = args.checkpoint_path = find_checkpoint(path)
     checkpoint = read_checkpoint(path, args.method) if path else None
     settings, options = settings_from(args, part, checkpoint)
     chosen = methods.method_class(settings["method"])
@@ -117,6 +123,49 @@ def check_backbone(path: Path, stored: dict, settings: dict) -> None:
         )
 
 
+def find_checkpoint(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint: itself, the tensors in a hub's folder, or those of hf-hub:OWNER/NAME, downloaded.
+
+    Raises InputError for a folder that is none, and a hub that does not answer.
+    """
+    name = os.fspath(path)
+    if name.startswith("hf-hub:"):
+        from AnomalyCLIP_lib.backbones import hub_file
+
+        repository = name.removeprefix("hf-hub:")
+        try:
+            hub_file(repository, HUB_CONFIG)
+            return hub_file(repository, HUB_TENSORS)
+        except Exception as error:  # the hub raises many kinds
+            raise InputError(
+                f"checkpoint {shown(name)} cannot be had ({one_line(error)}); check its name and the network, or give "
+                "a file or folder"
+            ) from None
+    if os.path.isdir(name):
+        missing = [file for file in (HUB_CONFIG, HUB_TENSORS) if not os.path.isfile(os.path.join(name, file))]
+        if missing:
+            raise InputError(f"checkpoint {shown(name)}: a folder without {missing[0]}; give an epoch_N.pth in it")
+        return Path(name) / HUB_TENSORS
+    return Path(name)
+
+
+def read_hub_folder(tensors: Path) -> dict:
+    """The checkpoint, as train.py writes them, of a hub's folder, given its tensors; its text features are left out."""
+    from AnomalyCLIP_lib.weights import read_tensor_file
+
+    file = tensors.with_name(HUB_CONFIG)
+    again = "get the whole folder again"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{shown(file)}: cannot be read as JSON ({one_line(error)}); {again}") from None
+    if not isinstance(config, dict) or config.get("kind") != HUB_KIND or not isinstance(config.get("state"), str):
+        raise InputError(f"{shown(file)}: is not the configuration of a checkpoint of this program; {again}")
+    prefix, content = f"{config['state']}.", read_tensor_file(tensors, "a checkpoint", again)
+    state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    return {config["state"]: state, "settings": config.get("settings"), "training": config.get("training")}
+
+
 def read_checkpoint(path: Path, method: str | None = None) -> dict:
     """A checkpoint of train.py or of a method's authors: {"prompt_learner": state dict, "settings": dict, ...}.
 
@@ -129,7 +178,10 @@ def read_checkpoint(path: Path, method: str | None = None) -> dict:
 
     from AnomalyCLIP_lib.weights import check_tensors, read_tensor_file
 
-    checkpoint = read_tensor_file(path, "a checkpoint", "give an epoch_N.pth of train.py or of the authors")
+    if path.name == HUB_TENSORS and path.with_name(HUB_CONFIG).is_file():
+        checkpoint = read_hub_folder(path)
+    else:
+        checkpoint = read_tensor_file(path, "a checkpoint", "give an epoch_N.pth of train.py or of the authors")
     content = checkpoint if isinstance(checkpoint, dict) else {}
     settings = content.get("settings", {})
     stored = settings.get("method") if isinstance(settings, dict) else None

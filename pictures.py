@@ -5,15 +5,11 @@ Pictures are (H, W, 3) uint8 RGB, maps (H, W) float32 of the same size.
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path, PurePosixPath
-
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deploy.maps import resize_map
-from utils import atomic_path
 
 THUMBNAIL = 224  # pixels, the longer side of each half
 CONTOUR = (255, 255, 255)
@@ -143,25 +139,3 @@ def find_regions(values: np.ndarray, threshold: float) -> list[dict]:
         score = float(values[top : top + height, left : left + width][part].max())
         regions.append({"bbox": [left, top, width, height], "area": area, "score": score, "segmentation": polygons})
     return regions
-
-
-def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Write a picture, a mask (H, W) uint8 or a map (H, W) uint16 atomically as PNG, whatever the path's suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bgr = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
-    _, content = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.tobytes())
-
-
-def output_names(names: list[str]) -> dict[str, str]:
-    """Names of what is drawn of pictures, mirrored: their own with .png for suffix.
-
-    In a folder where two pictures differ in the suffix only, .png is added to the whole name of each.
-    """
-    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
-    crowded = {stem.parent for stem, count in stems.items() if count > 1}
-    return {
-        name: f"{name}.png" if path.parent in crowded else str(path.with_suffix(".png"))
-        for name, path in ((name, PurePosixPath(name)) for name in names)
-    }

@@ -176,9 +176,8 @@ def method_flags(name: str) -> dict:
 def predict(args: argparse.Namespace) -> int:
     """Look at all pictures of the command line and write the results; the exit code."""
     from deploy.decisions import write_calibration
-    from deploy.results import Journal
+    from deploy.results import Journal, output_names
     from deploy.run import Output, look_at_all, measure
-    from pictures import output_names
 
     # Pictures and run folder; what is wrong with them is said before weights are loaded
     check_flags(args)
@@ -206,7 +205,7 @@ def predict(args: argparse.Namespace) -> int:
     calibration = calibrate(args, predictor, journal)
     if parallel.is_main() and calibration.made:
         write_calibration(folder / "calibration.json", calibration)
-        logger.info("%s", in_words(calibration))
+        logger.info("%s", calibration.in_words())
 
     # Pictures
     output = Output(
@@ -395,19 +394,6 @@ def from_labels(args: argparse.Namespace, predictor: Predictor) -> Calibration:
     return replace(calibration, **found)
 
 
-def in_words(calibration: Calibration) -> str:
-    """A line for the log."""
-    made = {
-        "normal": f"from {calibration.n} normal pictures, at most {calibration.false_alarms} false alarms on average",
-        "labelled": f"best F1 of {calibration.n} labelled pictures",
-        "by hand": "by hand",
-    }
-    pixels = calibration.pixel_threshold
-    shown = "" if pixels is None else f", of pixels {pixels:.6g}"
-    score = "none" if calibration.threshold is None else f"{calibration.threshold:.6g}"
-    return f"threshold of scores {score}{shown} ({made[calibration.made]})"
-
-
 # results
 
 
@@ -450,14 +436,14 @@ def write_report(
 ) -> None:
     """Write report.html."""
     from deploy.report import Report
-    from pictures import output_names
+    from deploy.results import output_names
 
     settings = predictor.record["settings"]
     facts = {
         "method": settings["method"],
         "backbone": settings["pretrained"] or settings["model"],
         "prompts": str(args.checkpoint_path or settings.get("prompt", "its own")),
-        "decisions": in_words(calibration) if calibration.made else "none; give --normal for a threshold",
+        "decisions": calibration.in_words() if calibration.made else "none; give --normal for a threshold",
     }
     rows = list(rows)
     report = Report(f"{len(rows)} pictures", facts, calibration.threshold, calibration.normal_scores)

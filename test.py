@@ -311,9 +311,9 @@ def show_class(
     """
     import numpy as np
 
-    from deploy.maps import map_to_uint16
-    from deploy.results import stamp
-    from pictures import Scale, output_names, panel, thumbnail, write_image
+    from deploy.maps import map_to_uint16, write_image
+    from deploy.results import output_names, stamp
+    from pictures import Scale, panel, thumbnail
 
     names = output_names([entry.image_path for entry in dataset.entries])
     scale = Scale(float(maps.min()), float(maps.max()))
@@ -344,7 +344,7 @@ def write_report(
 
     from deploy.decisions import best_f1
     from deploy.report import Report
-    from pictures import output_names
+    from deploy.results import output_names
 
     rows = list(journal.read())
     labels, scores = (np.array([row[name] for row in rows]) for name in ("label", "score"))

@@ -300,9 +300,13 @@ class ConsoleHandler(logging.Handler):
     """Writes lines to stdout, above the progress bars if there are any."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
+        try:
+            from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+            write = tqdm.write
+        except ImportError:
+            write = print
+        write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -70,6 +70,6 @@ def embed(visual: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     """Tokens that enter the first block, class token first: images (B, 3, H, W) -> (B, 1 + N, width)."""
     patches = visual.conv1(images)  # (B, width, rows, columns)
     positions = resize_positions(visual.positional_embedding, patches.shape[-2:])
-    class_token = visual.class_embedding.expand(len(images), 1, -1)
+    class_token = visual.class_embedding.expand(images.shape[0], 1, -1)
     tokens = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
     return visual.ln_pre(tokens + positions)

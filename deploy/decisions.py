@@ -61,6 +61,17 @@ class Calibration:
             return ""
         return ANOMALOUS if score > self.threshold else NORMAL
 
+    def in_words(self) -> str:
+        """A line for logs and reports."""
+        made = {
+            "normal": f"from {self.n} normal pictures, at most {self.false_alarms} false alarms on average",
+            "labelled": f"best F1 of {self.n} labelled pictures",
+            "by hand": "by hand",
+        }
+        pixels = "" if self.pixel_threshold is None else f", of pixels {self.pixel_threshold:.6g}"
+        score = "none" if self.threshold is None else f"{self.threshold:.6g}"
+        return f"threshold of scores {score}{pixels} ({made[self.made]})"
+
 
 def pictures_needed(false_alarms: float) -> int:
     """The smallest number of normal pictures that can keep the promise: 1 / a - 1."""

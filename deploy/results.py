@@ -14,8 +14,9 @@ import os
 import platform
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from utils import atomic_path, write_json
 
@@ -176,3 +177,16 @@ def write_regions(path: Path, read: Callable[[], Iterable[dict]]) -> None:
             entry = {"id": count, "image_id": number, "category_id": 1, "iscrowd": 0, **region}
             file.write((",\n" if count > 1 else "\n") + json.dumps(entry))
         file.write("\n]\n}\n")
+
+
+def output_names(names: list[str]) -> dict[str, str]:
+    """Names of what is drawn of pictures, mirrored: their own with .png for suffix.
+
+    In a folder where two pictures differ in the suffix only, .png is added to the whole name of each.
+    """
+    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
+    crowded = {stem.parent for stem, count in stems.items() if count > 1}
+    return {
+        name: f"{name}.png" if path.parent in crowded else str(path.with_suffix(".png"))
+        for name, path in ((name, PurePosixPath(name)) for name in names)
+    }

@@ -17,6 +17,7 @@ import numpy as np
 
 import parallel
 from deploy.decisions import Calibration
+from deploy.maps import map_to_uint16, write_image
 from deploy.results import Journal, stamp
 from deploy.sources import Picture
 from utils import INTERRUPTION, InputError
@@ -117,6 +118,7 @@ class Output:
         calibration: what decides. highest: the highest value that maps can have.
         folder: the run folder. names: what is drawn of a picture is called so.
         overlays, maps, masks, thumbnails: what is drawn.
+        drawn: whether OpenCV is here, without which there are no regions, overlays and thumbnails.
     """
 
     calibration: Calibration
@@ -127,12 +129,10 @@ class Output:
     maps: bool = False
     masks: bool = False
     thumbnails: bool = False
+    drawn: bool = True
 
     def __call__(self, seen: Seen) -> tuple[dict, bytes | None]:
         """Row and thumbnail of a picture, of which everything is on disk by then."""
-        from deploy.maps import map_to_uint16
-        from pictures import find_regions, overlay, scale_around, thumbnail, write_image
-
         row = seen.row()
         if seen.error:
             return row, None
@@ -141,14 +141,21 @@ class Output:
         row |= {"p_value": self.calibration.p_value(seen.result.score), "threshold": self.calibration.threshold}
         row["decision"] = decision
         if threshold is not None:
-            row["outlines"] = find_regions(values, threshold)
-            row |= {"anomalous_share": float((values > threshold).mean()), "regions": len(row["outlines"])}
+            row["anomalous_share"] = float((values > threshold).mean())
         name = self.names[seen.picture.name]
-        scale = scale_around(threshold, self.calibration.map_median, self.highest)
         if self.maps:
             write_image(self.folder / "maps" / name, map_to_uint16(values, self.highest))
         if self.masks:
             write_image(self.folder / "masks" / name, (values > threshold).astype(np.uint8) * 255)
+        if not self.drawn:
+            return row, None
+
+        from pictures import find_regions, overlay, scale_around, thumbnail
+
+        if threshold is not None:
+            row["outlines"] = find_regions(values, threshold)
+            row["regions"] = len(row["outlines"])
+        scale = scale_around(threshold, self.calibration.map_median, self.highest)
         if self.overlays:
             text = f"{in_digits(seen.result.score)} {decision}".strip()
             write_image(self.folder / "overlays" / name, overlay(seen.pixels, values, scale, threshold, text))

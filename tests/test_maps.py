@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from deploy.maps import map_from_uint16, map_to_uint16, resize_map
+from deploy.maps import map_from_uint16, map_to_uint16, resize_map, write_image
 
 
 def test_enlarging_is_bilinear_as_in_torch():
@@ -29,3 +30,17 @@ def test_16_bits_keep_the_map(highest):
     np.testing.assert_allclose(map_from_uint16(pixels, highest), values, atol=1e-5 * highest)
     np.testing.assert_allclose(pixels / 65535 * highest, values, atol=1e-5 * highest)
     assert map_to_uint16(np.array([0, highest, highest + 1e-6]), highest).tolist() == [0, 65535, 65535]
+
+
+@pytest.mark.parametrize("kind", ["picture", "mask", "map"])
+def test_written_images_are_read_back(tmp_path, kind):
+    stream = np.random.RandomState(0)
+    pixels = {
+        "picture": stream.randint(0, 256, (9, 7, 3)).astype(np.uint8),
+        "mask": (stream.rand(9, 7) > 0.5).astype(np.uint8) * 255,
+        "map": stream.randint(0, 65536, (9, 7)).astype(np.uint16),
+    }[kind]
+    write_image(tmp_path / "new" / "x ü.png", pixels)
+    with Image.open(tmp_path / "new" / "x ü.png") as image:
+        assert (np.asarray(image) == pixels).all()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x ü.png"]

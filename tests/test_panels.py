@@ -10,8 +10,7 @@ from helpers import check_error, check_help, make_data, run, run_main
 from PIL import Image
 
 from dataset import load_image, load_mask
-from deploy.maps import map_to_uint16
-from pictures import write_image
+from deploy.maps import map_to_uint16, write_image
 from scripts.paper import panels
 
 SIDE = 24  # pixels of the maps

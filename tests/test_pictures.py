@@ -88,25 +88,3 @@ def test_thumbnails_are_small(tmp_path):
     (tmp_path / "t.jpg").write_bytes(content)
     with Image.open(tmp_path / "t.jpg") as image:
         assert image.size == (2 * pictures.THUMBNAIL, round(pictures.THUMBNAIL * 0.75))
-
-
-@pytest.mark.parametrize("kind", ["picture", "mask", "map"])
-def test_written_images_are_read_back(tmp_path, kind):
-    stream = np.random.RandomState(0)
-    pixels = {
-        "picture": stream.randint(0, 256, (9, 7, 3)).astype(np.uint8),
-        "mask": (stream.rand(9, 7) > 0.5).astype(np.uint8) * 255,
-        "map": stream.randint(0, 65536, (9, 7)).astype(np.uint16),
-    }[kind]
-    pictures.write_image(tmp_path / "new" / "x ü.png", pixels)
-    with Image.open(tmp_path / "new" / "x ü.png") as image:
-        assert (np.asarray(image) == pixels).all()
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x ü.png"]
-
-
-def test_names_of_results_never_meet():
-    names = ["a/1.jpg", "a/1.png", "a/2.jpg", "b/1.jpg", "c.tif", "a/1.jpg.png", "x.y.bmp"]
-    made = pictures.output_names(names)
-    assert len(set(made.values())) == len(names)
-    assert made["b/1.jpg"] == "b/1.png" and made["c.tif"] == "c.png" and made["x.y.bmp"] == "x.y.png"
-    assert made["a/1.jpg"] == "a/1.jpg.png" and made["a/2.jpg"] == "a/2.jpg.png"

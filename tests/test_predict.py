@@ -324,7 +324,7 @@ def test_a_changed_picture_is_looked_at_again(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_line_and_what_is_done_stays(pictures, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results"
     with monkeypatch.context() as patch:
-        import pictures as drawing
+        import deploy.run as drawing_run
 
         written = []
 
@@ -335,7 +335,7 @@ def test_a_full_disk_is_one_line_and_what_is_done_stays(pictures, tmp_path, monk
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
-        patch.setattr(drawing, "write_image", fail)
+        patch.setattr(drawing_run, "write_image", fail)
         assert run_predict(patch, pictures, "--save_path", folder, *PLAIN, "--num_workers", 1) == 2
     check_error(capsys, r"overlays/00\d.png: No space left on device")
     assert list(folder.glob("unfinished/*.rows"))

@@ -99,3 +99,11 @@ def test_regions_are_coco(tmp_path):
     assert region.items() <= coco["annotations"][2].items()
     results.write_regions(tmp_path / "r.json", lambda: iter(()))
     assert json.loads((tmp_path / "r.json").read_text())["annotations"] == []
+
+
+def test_names_of_results_never_meet():
+    names = ["a/1.jpg", "a/1.png", "a/2.jpg", "b/1.jpg", "c.tif", "a/1.jpg.png", "x.y.bmp"]
+    made = results.output_names(names)
+    assert len(set(made.values())) == len(names)
+    assert made["b/1.jpg"] == "b/1.png" and made["c.tif"] == "c.png" and made["x.y.bmp"] == "x.y.png"
+    assert made["a/1.jpg"] == "a/1.jpg.png" and made["a/2.jpg"] == "a/2.jpg.png"

@@ -48,7 +48,7 @@ def main() -> None:
     args = parse_args()
     if args.output.suffix.lower() != ".png":
         raise InputError(f"--output {args.output} must end in .png")
-    from pictures import output_names
+    from deploy.results import output_names
 
     rows, runs = [], {run: read_run(run) for run in args.runs}
     names = [name for name, _ in runs.values()]
