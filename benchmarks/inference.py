@@ -1,12 +1,21 @@
-"""Scores and maps per second: the plain procedure against model.detect, ViT-L/14@336 at 518 px, float32 on the CPU.
+"""Seconds, error and memory of one picture: the plain procedure, ours in fp32 and bf16, onnxruntime and OpenVINO.
 
-python benchmarks/inference.py            # full size, generated weights; two minutes
-python benchmarks/inference.py --small    # a small tower, a few seconds
+python benchmarks/inference.py            # ViT-L/14@336 at 518 px, generated weights, on the CPU; ten minutes
+python benchmarks/inference.py --small    # a small tower, a minute
+python benchmarks/inference.py --only plain fp32
+
+Rows whose library is missing are left out, and said. Errors are those against ours in fp32.
 """
 
 import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
-from common import alternate, finish, generated_model, matrix_product_rate, net_peak_memory
+import numpy as np
+from common import alternate, finish, generated_model, machine, matrix_product_rate, net_peak_memory
+
+ROWS = ("plain", "fp32", "bf16", "bf16 of two", "ort", "ort int8", "openvino", "openvino bf16")
 
 
 def multiplications(width: int, layers: int, patch: int, tokens: int, joint: int, doubled: int) -> dict[str, float]:
@@ -23,11 +32,71 @@ def multiplications(width: int, layers: int, patch: int, tokens: int, joint: int
     }
 
 
+def exported(model, text_features, layers: list[int], folder: Path) -> Path:
+    """The model with these text features as an ONNX file."""
+    import torch
+
+    from AnomalyCLIP_lib.similarity import anomaly_map, class_probabilities, full_size_matrix
+
+    matrix = full_size_matrix(model.grid, model.image_size, 4.0)
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = model.clip.visual
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features = model.encode(images, layers)
+            scores = class_probabilities(features["image_features"], text_features)[:, 1]
+            return scores, matrix @ anomaly_map(features["patch_features"].unbind(1), text_features) @ matrix.T
+
+    example = torch.zeros(2, 3, model.image_size, model.image_size)
+    options = {"opset_version": 18, "dynamic_shapes": {"images": {0: "batch"}}, "external_data": False}
+    names = {"input_names": ["images"], "output_names": ["scores", "maps"]}
+    torch.onnx.export(Graph().eval(), (example,), dynamo=True, verbose=False, **options, **names).save(
+        folder / "model.onnx"
+    )
+    return folder / "model.onnx"
+
+
+def onnxruntime_path(file: Path, image: np.ndarray) -> Callable[[], tuple]:
+    """A call of onnxruntime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda: session.run(["scores", "maps"], {"images": image})
+
+
+def openvino_path(file: Path, image: np.ndarray, precision: str) -> Callable[[], tuple]:
+    """A call of OpenVINO, on the CPU; precision: its hint, "f32" or "bf16"."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+
+    def run() -> tuple:
+        result = compiled([image])
+        return result[0], result[1]
+
+    return run
+
+
+def quantised(file: Path) -> Path:
+    """The same graph with int8 matrix products, their ranges found as it runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    target = file.with_name("int8.onnx")
+    quantize_dynamic(file, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+    return target
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="width 256, 12 blocks, 252 px")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each path; the best counts")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=", ".join(ROWS))
     args = parser.parse_args()
+
+    import copy
 
     import torch
     from plain import detect as plain_detect
@@ -35,37 +104,67 @@ def main() -> None:
     model, vision = generated_model(args.small, {"width": 128, "heads": 2, "layers": 2})
     image_size, dpam_layer = model.image_size, model.dpam_layer
     image, text_features = torch.randn(1, 3, image_size, image_size), torch.randn(2, 768)
-    layers = [vision["layers"]]
+    layers, pixels = [vision["layers"]], image.numpy()
+    half = copy.deepcopy(model)
+    half.precision = "bf16"
+    half.cast_vision_tower(torch.bfloat16)
+    two = image.expand(2, -1, -1, -1)
     paths = {
         "plain": lambda: plain_detect(model.clip, image, text_features, layers, dpam_layer, 4),
-        "ours": lambda: model.detect(image, text_features, layers, 4),
+        "fp32": lambda: model.detect(image, text_features, layers, 4),
+        "bf16": lambda: half.detect(image, text_features, layers, 4),
+        "bf16 of two": lambda: half.detect(two, text_features, layers, 4),
     }
-    with torch.no_grad():
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        if set(args.only) - paths.keys():
+            try:
+                file = exported(model, text_features, layers, Path(folder))
+                paths["ort"] = onnxruntime_path(file, pixels)
+                if "ort int8" in args.only:
+                    paths["ort int8"] = onnxruntime_path(quantised(file), pixels)
+                for name, hint in (("openvino", "f32"), ("openvino bf16", "bf16")):
+                    if name in args.only:
+                        paths[name] = openvino_path(file, pixels, hint)
+            except ImportError as error:
+                print(f"left out, a library is missing: {error}")
+        paths = {name: path for name, path in paths.items() if name in args.only or name == "fp32"}
         alternate(paths, rounds=1)  # warm-up
         rate = matrix_product_rate()
         seconds, results = alternate(paths, args.rounds)
         rate = max(rate, matrix_product_rate())
+        half_rate = matrix_product_rate(dtype=torch.bfloat16)
         memory = {name: net_peak_memory(path) for name, path in paths.items()}
-    (plain_score, plain_map), (score, maps) = results["plain"], results["ours"]
-    errors = {
-        "score": (score[0] - plain_score).abs().item(),
-        "map": (maps[0] - torch.from_numpy(plain_map)).abs().max().item(),
-    }
+    if "bf16 of two" in seconds:
+        seconds["bf16 of two"] /= 2
+    reference = [np.asarray(each) for each in results["fp32"]]
     counts = multiplications(
         vision["width"], vision["layers"], vision["patch_size"], 1 + model.grid**2, 768, dpam_layer - 1
     )
+    total = sum(counts.values())
     for name, value in counts.items():
         print(f"{name:20s} {value / 1e9:8.1f} GFLOP")
-    bound = sum(counts.values()) / rate
-    ratio, share = seconds["plain"] / seconds["ours"], bound / seconds["ours"]
-    print(f"{'sum':20s} {sum(counts.values()) / 1e9:8.1f} GFLOP; {rate / 1e9:.0f} GFLOP/s here: {bound:.2f} s an image")
-    print(f"plain {seconds['plain']:.2f} s, ours {seconds['ours']:.2f} s: {ratio:.2f} times faster")
-    print(f"share of the matrix-product bound: {share:.2f}")
-    print(f"differences: score {errors['score']:.1e}, map {errors['map']:.1e}")
-    if memory["plain"]:
-        print(f"peak memory beyond weights: plain {memory['plain']:.0f} MB, ours {memory['ours']:.0f} MB")
-    finish({"ratio": ratio, "bound_share": share, "errors": errors, "seconds": seconds, "peak_memory_mb": memory,
-            "matrix_product_gflops": rate / 1e9, "gflop": sum(counts.values()) / 1e9})  # fmt: skip
+    print(f"{'sum':20s} {total / 1e9:8.1f} GFLOP; here {rate / 1e9:.0f} GFLOP/s in fp32, {half_rate / 1e9:.0f} in bf16")
+    print(f"bound: {total / rate:.2f} s a picture in fp32, {total / half_rate:.2f} in bf16")
+    base = seconds.get("plain", seconds["fp32"])
+    errors = {}
+    print(
+        f"| {machine()['processor']} | s | ratio | error of score | of map | MB beyond weights |\n|---|---|---|---|---|---|"
+    )
+    for name, taken in seconds.items():
+        score, maps = (each[:1] for each in as_batch(results[name]))
+        errors[name] = {"score": float(abs(score - reference[0]).max()), "map": float(abs(maps - reference[1]).max())}
+        shown = "" if memory[name] is None else f"{memory[name]:.0f}"
+        difference = f"{errors[name]['score']:.0e} | {errors[name]['map']:.0e}"
+        print(f"| {name} | {taken:.2f} | {base / taken:.2f} | {difference} | {shown} |")
+    finish({"ratio": base / seconds["fp32"], "bound_share": total / rate / seconds["fp32"], "errors": errors,
+            "seconds": seconds, "peak_memory_mb": memory, "matrix_product_gflops": rate / 1e9,
+            "bf16_gflops": half_rate / 1e9, "gflop": total / 1e9})  # fmt: skip
+
+
+def as_batch(result: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (B,) and maps (B, S, S) of a path, of which the plain one gives those of one image alone."""
+    score, maps = (np.asarray(each) for each in result)
+    return (score[None], maps[None]) if maps.ndim == 2 else (score, maps)
 
 
 if __name__ == "__main__":
