@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 METADATA = "anomalyclip"  # the key under which an ONNX file holds what the runtime needs to know
 ONE_FILE = 1.9e9  # bytes of weights that fit into a file with the graph; protobuf ends at 2 GB
-LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-2}  # of scores and maps
+LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2}  # of scores and maps
 NEEDS = "export.py needs onnx, onnxscript and onnxruntime; pip install -r requirements/export.txt"
 PICTURE = Path(__file__).parent / "docs" / "panels.png"
 
@@ -129,7 +129,8 @@ def metadata_of(args: argparse.Namespace, predictor: Predictor) -> dict:
     if args.calibration:
         calibration = read_calibration(args.calibration)
         by_picture = {name: calibration.made_with.get(name) for name in ("tile", "overlap", "value_range")}
-        check_made_with(calibration, predictor.made_with | by_picture, f"--calibration {shown(args.calibration)}")
+        now = predictor.made_with | by_picture | {"precision": args.precision}
+        check_made_with(calibration, now, f"--calibration {shown(args.calibration)}")
     mean, std = (list(each) for each in (predictor.method.model._normalize.mean, predictor.method.model._normalize.std))
     return {
         "image_size": predictor.image_size,
@@ -137,8 +138,7 @@ def metadata_of(args: argparse.Namespace, predictor: Predictor) -> dict:
         "mean": mean,
         "std": std,
         "highest": predictor.highest,
-        "precision": args.precision,
-        "made_with": predictor.made_with,
+        "made_with": predictor.made_with | {"precision": args.precision},
         "calibration": calibration and asdict(calibration),
         "versions": predictor.record["versions"],
     }
@@ -216,12 +216,12 @@ def size_in_bytes(graph: nn.Module) -> int:
 
 
 def write_graph(
-    path: Path, program: torch.onnx.ONNXProgram, metadata: dict, precision: str, weights_size: int
+    path: Path, program: torch.onnx.ONNXProgram, metadata: dict, precision: str, weights_size: float
 ) -> list[Path]:
     """Write an ONNX file, its weights in it where they fit, else beside it in PATH.data; the files."""
     import onnx
 
-    beside = weights_size / (2 if precision == "fp16" else 1) > ONE_FILE
+    beside = weights_size / (2 if precision == "fp16" else 1) > ONE_FILE  # to_int8 begins with all of it
     program.model.metadata_props[METADATA] = json.dumps(metadata, default=str)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         made = Path(folder) / path.name
@@ -230,6 +230,8 @@ def write_graph(
             onnx.save(model, made, save_as_external_data=beside, location=f"{path.name}.data")
         else:
             program.save(made, external_data=beside)
+        if precision == "int8":
+            to_int8(made, beside)
         files = sorted(Path(folder).iterdir(), reverse=True)  # weights first, so that the graph is never without
         for file in files:
             os.replace(file, path.parent / file.name)
@@ -251,6 +253,18 @@ def to_half(model):
         return convert_float_to_float16(
             model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept], node_block_list=tail
         )
+
+
+def to_int8(path: Path, beside: bool) -> None:
+    """Replace an ONNX file by one with matrix products of 8-bit integers, whose ranges are found as it runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    floats = path.with_name("floats.onnx")
+    path.replace(floats)
+    options = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "use_external_data_format": beside}
+    logging.getLogger().setLevel(logging.ERROR)  # it speaks of steps that change nothing here
+    quantize_dynamic(floats, path, weight_type=QuantType.QInt8, **options)
+    floats.unlink()
 
 
 def compare(path: Path, predictor: Predictor) -> dict[str, tuple[float, float]]:

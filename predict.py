@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from deploy.results import Journal
 
 PROGRAM = "predict.py"
-FALSE_ALARMS = 0.05
 PIXEL_BINS = 1 << 16  # steps in which the threshold of pixels is looked for
 MACHINE = {"precision": "fp32", "compile": False, "seed": 111}
 MADE = ("predictions.csv", "regions.json", "report.html", "calibration.json")
@@ -245,7 +243,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def check_normal(args: argparse.Namespace, normal: list[Picture]) -> None:
     """InputError if there are too few normal pictures for the share of false alarms."""
-    from deploy.decisions import check_number
+    from deploy.decisions import FALSE_ALARMS, check_number
 
     if args.normal:
         check_number(len(normal), args.false_alarms or FALSE_ALARMS)
@@ -324,7 +322,7 @@ def warnings_of(
 
 def calibrate(args: argparse.Namespace, predictor: Predictor, journal: Journal) -> Calibration:
     """The thresholds that the command line asks for."""
-    from deploy.decisions import Calibration, check_made_with, from_normals, read_calibration
+    from deploy.decisions import FALSE_ALARMS, Calibration, check_made_with, from_normals, from_rows, read_calibration
 
     if args.calibration:
         calibration = read_calibration(args.calibration)
@@ -338,10 +336,8 @@ def calibrate(args: argparse.Namespace, predictor: Predictor, journal: Journal) 
         kept = (calibration.normal_scores, calibration.normal_map_maxima, calibration.map_median)
         return from_normals(*kept, args.false_alarms, predictor.made_with)
     if args.normal:
-        rows = [row for row in journal.read() if row["number"] < 0 and not row.get("error")]
-        scores, maxima, medians = ([row[name] for row in rows] for name in ("score", "map_max", "map_median"))
-        usual = statistics.median(medians) if medians else None
-        return from_normals(scores, maxima, usual, args.false_alarms or FALSE_ALARMS, predictor.made_with)
+        rows = (row for row in journal.read() if row["number"] < 0)
+        return from_rows(rows, args.false_alarms or FALSE_ALARMS, predictor.made_with)
     if args.labelled:
         return from_labels(args, predictor)
     if args.threshold is None and args.pixel_threshold is None:

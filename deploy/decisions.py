@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from utils import InputError, write_json
 
 NORMAL, ANOMALOUS = "normal", "anomalous"
+FALSE_ALARMS = 0.05  # the share that is allowed if nothing is said
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,13 @@ def from_normals(
         map_median=map_median,
         made_with=made_with or {},
     )
+
+
+def from_rows(rows: Iterable[dict], false_alarms: float, made_with: dict) -> Calibration:
+    """`from_normals` of the rows of normal pictures that `run.measure` makes; unreadable ones are passed over."""
+    rows = [row for row in rows if not row.get("error")]
+    scores, maxima, medians = ([row[name] for row in rows] for name in ("score", "map_max", "map_median"))
+    return from_normals(scores, maxima, statistics.median(medians) if medians else None, false_alarms, made_with)
 
 
 def best_f1(values: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:

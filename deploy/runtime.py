@@ -173,6 +173,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--value_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="black and white in pictures over 8 bits"
     )
+    parser.add_argument("--normal", nargs="+", metavar="SOURCE", help="normal pictures to make new thresholds from")
+    parser.add_argument(
+        "--false_alarms", type=float, metavar="A", help="share of normal pictures that may be called anomalous (0.05)"
+    )
     parser.add_argument("--save_maps", action="store_true", help="maps as 16-bit PNG")
     parser.add_argument("--save_masks", action="store_true", help="anomalous pixels as PNG")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="pictures or windows at a time (8)")
@@ -183,23 +187,29 @@ def parse_args() -> argparse.Namespace:
 
 def look(args: argparse.Namespace) -> int:
     """Look at all pictures of the command line and write predictions.csv; the exit code."""
-    from deploy.decisions import Calibration
+    from deploy.decisions import FALSE_ALARMS, Calibration, check_number, from_rows, write_calibration
     from deploy.results import Journal, output_names, stamp, write_csv
-    from deploy.run import Output, look_at_all
+    from deploy.run import Output, look_at_all, measure
 
     if args.tile is not None and args.tile < 0:
         raise InputError(f"--tile {args.tile} is negative; give a number of pixels, or 0")
+    if args.false_alarms is not None and not (args.normal and 0 < args.false_alarms < 1):
+        raise InputError(f"--false_alarms {args.false_alarms}: a share between 0 and 1, and it goes with --normal")
+    false_alarms = args.false_alarms or FALSE_ALARMS
     pictures = find_pictures(args.sources)
-    check_apart(args.save_path, args.sources, pictures)
+    normal = find_pictures(args.normal, "--normal") if args.normal else []
+    check_apart(args.save_path, [*args.sources, *(args.normal or [])], [*pictures, *normal])
+    if normal:
+        check_number(len(normal), false_alarms)
     logger = open_run(args.save_path)
     options = ("tile", "overlap", "value_range", "batch_size", "threads")
     detector = Detector(args.model, **{name: getattr(args, name) for name in options})
     calibration = detector.calibration or Calibration()
-    if args.save_masks and calibration.pixel_threshold is None:
-        raise InputError(f"--save_masks needs a calibration, and {shown(args.model)} holds none; see export.py")
+    if args.save_masks and calibration.pixel_threshold is None and not normal:
+        raise InputError(f"--save_masks needs a calibration, and {shown(args.model)} holds none; give --normal")
 
     arguments = {name: value for name, value in vars(args).items() if name not in ("sources", "num_workers")}
-    named = [[picture.name, picture.path] for picture in pictures]
+    named = [[picture.name, picture.path] for picture in [*normal, *pictures]]
     key = {"arguments": arguments, "model": stamp(str(args.model)), "pictures": named}
     journal = Journal(args.save_path, key)
     journal.take_over()
@@ -207,8 +217,16 @@ def look(args: argparse.Namespace) -> int:
     versions |= {"python": platform.python_version(), "pillow": metadata_version("pillow")}
     record = {"arguments": vars(args), "made_with": detector.made_with, "versions": versions, "processor": processor()}
     write_json(args.save_path / "args.json", {"program": "deploy/runtime.py", **record})
-    logger.info("%d pictures, %s; %s", len(pictures), shown(args.model), calibration.made or "no calibration in it")
+    logger.info("%d pictures, %s", len(pictures), shown(args.model))
 
+    size = 1 if detector.tile else args.batch_size
+    if normal:
+        numbered = {number - len(normal): picture for number, picture in enumerate(normal)}
+        look_at_all(detector, numbered, journal, measure, size, args.num_workers, "normal pictures")
+        rows = (row for row in journal.read() if row["number"] < 0)
+        calibration = from_rows(rows, false_alarms, detector.made_with)
+        write_calibration(args.save_path / "calibration.json", calibration)
+    logger.info("%s", calibration.in_words() if calibration.made else "no calibration, so no decisions")
     output = Output(
         calibration,
         detector.highest,
@@ -218,9 +236,8 @@ def look(args: argparse.Namespace) -> int:
         masks=args.save_masks,
         drawn=importlib.util.find_spec("cv2") is not None,
     )
-    size = 1 if detector.tile else args.batch_size
     look_at_all(detector, dict(enumerate(pictures)), journal, output, size, args.num_workers, "pictures")
-    unreadable = write_csv(args.save_path / "predictions.csv", journal.read())
+    unreadable = write_csv(args.save_path / "predictions.csv", (row for row in journal.read() if row["number"] >= 0))
     journal.remove()
     if unreadable:
         logger.warning("%d pictures could not be read; the column error of predictions.csv says why", unreadable)

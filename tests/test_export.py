@@ -113,6 +113,16 @@ def test_half_precision(graph, checkpoint, tmp_path, monkeypatch):
     assert casts and all(cast.attribute[0].i == onnx.TensorProto.FLOAT for cast in casts)
 
 
+def test_integers(graph, checkpoint, tmp_path, monkeypatch):
+    file = tmp_path / "integers.onnx"
+    assert run_export(monkeypatch, "--checkpoint_path", checkpoint, "--precision", "int8", "--output", file) == 0
+    assert file.stat().st_size < 0.5 * graph.stat().st_size and [path.name for path in tmp_path.iterdir()] == [
+        file.name
+    ]
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(file).graph.node}
+    assert Detector(file).made_with["precision"] == "int8"
+
+
 def test_weights_that_do_not_fit_lie_beside_the_graph(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONE_FILE", 1e6)
     file = tmp_path / "model.onnx"
@@ -229,7 +239,9 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch, tmp_path, capsys):
 def test_a_checkpoint_in_a_hubs_cache(checkpoint, tmp_path, monkeypatch):
     from AnomalyCLIP_lib import backbones
 
-    assert run_export(monkeypatch, "--checkpoint_path", checkpoint, "--format", "hub", "--output", tmp_path / "hub") == 0
+    assert (
+        run_export(monkeypatch, "--checkpoint_path", checkpoint, "--format", "hub", "--output", tmp_path / "hub") == 0
+    )
     cached = {"config.json", "model.safetensors"}
     monkeypatch.setattr(
         backbones.huggingface_hub,

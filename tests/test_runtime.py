@@ -144,6 +144,18 @@ def test_decisions_come_from_the_calibration_in_the_file(graphs, pictures, tmp_p
     assert record["versions"]["onnxruntime"] and not (tmp_path / "run" / "unfinished").exists()
 
 
+def test_normal_pictures_make_the_thresholds_that_predict_py_makes(graphs, pictures, tmp_path, monkeypatch):
+    others = graphs["plain"].parent / "others"
+    flags = ("--normal", others, "--false_alarms", 0.3, "--save_path", tmp_path / "run")
+    assert run_runtime(monkeypatch, graphs["plain"], pictures, *flags) == 0
+    ours = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    theirs = json.loads((graphs["calibrated"].with_suffix("") / "calibration.json").read_text())
+    for name in ("threshold", "pixel_threshold", "map_median", "normal_scores"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
+    assert ours["made_with"] == theirs["made_with"]
+    assert len(rows(tmp_path / "run")) == 12 and all(row["decision"] for row in rows(tmp_path / "run"))
+
+
 def test_no_other_library_is_needed(graphs, pictures, tmp_path):
     """As a process of its own, in which torch and all that comes with it cannot be imported."""
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -204,7 +216,9 @@ def test_images_of_another_size(graphs, shape):
         (("--tile", -1), "--tile -1 is negative"),
         (("--overlap", 2), r"overlap 2.0 is not in \[0, 0.9\]"),
         (("--value_range", 5, 5), "the first value has to be the smaller one"),
-        (("--save_masks",), "--save_masks needs a calibration, and .*plain.onnx holds none"),
+        (("--save_masks",), "--save_masks needs a calibration, and .*plain.onnx holds none; give --normal"),
+        (("--false_alarms", 0.1), "--false_alarms 0.1: a share between 0 and 1, and it goes with --normal"),
+        (("--normal", ROOT / "docs" / "panels.png"), "needs at least 19 normal pictures, and there are 1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(graphs, pictures, tmp_path, monkeypatch, capsys, flags, message):
