@@ -71,7 +71,7 @@ class Report:
     def add_curves(self, name: str, labels: np.ndarray, scores: np.ndarray) -> None:
         """Add the ROC and the precision-recall curve of a class; none where only one label occurs."""
         if 0 < labels.sum() < len(labels):
-            self.curves[name] = curves(labels, scores)
+            self.curves[name] = {kind: thinned(points) for kind, points in curves(labels, scores).items()}
 
     def write(self, path: Path) -> None:
         """Write the file. Where not all thumbnails fit, those of the most telling pictures are taken."""
@@ -113,8 +113,8 @@ def script_json(value: object) -> str:
     return text
 
 
-def curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, list]:
-    """Points of the ROC curve (false alarms, hits) and of the precision-recall curve (recall, precision) of scores."""
+def curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Points (P, 2) of scores' ROC curve (false alarms, hits) and precision-recall curve (recall, precision)."""
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order].astype(bool), scores[order]
     last = np.r_[np.flatnonzero(np.diff(scores)), len(scores) - 1]  # of each run of equal scores
@@ -122,7 +122,7 @@ def curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, list]:
     recall, precision = hits / labels.sum(), hits / (hits + false)
     roc = np.c_[np.r_[0, false / (~labels).sum()], np.r_[0, recall]]
     precision_recall = np.c_[np.r_[0, recall], np.r_[precision[0], precision]]
-    return {"roc": thinned(roc), "precision_recall": thinned(precision_recall)}
+    return {"roc": roc, "precision_recall": precision_recall}
 
 
 def thinned(points: np.ndarray) -> list[list[float]]:

@@ -94,6 +94,7 @@ class Detector(BaseDetector):
 
 def open_session(path: str | os.PathLike, threads: int | None, providers: list[str] | None) -> Any:
     """onnxruntime's session of a file; InputError if it has none."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in the folder for temporary ones
     try:
         import onnxruntime
     except ImportError as error:
