@@ -290,6 +290,40 @@ def newest_checkpoint(folder: Path, record: dict, resume: bool) -> dict | None:
     return checkpoint
 
 
+def delete_older(folder: Path, epoch: int, keep: int, record: dict) -> None:
+    """Delete this run's checkpoints but for that of `epoch`, which is there, and the `keep` - 1 before it.
+
+    Of this run is an epoch_N.pth if N is below `epoch` and the file says that it was made with this `record`.
+    """
+    with open(checkpoint_path(folder, epoch), "rb+") as file:
+        os.fsync(file.fileno())  # it is on the disk, not merely on its way, before others go
+    numbers = {path.stem.removeprefix("epoch_") for path in folder.glob("epoch_*.pth")}
+    earlier = {int(number) for number in numbers if number.isdecimal() and int(number) < epoch}
+    for number in sorted(earlier, reverse=True)[keep - 1 :]:
+        path = checkpoint_path(folder, number)
+        if is_of_run(path, number, record):
+            path.unlink()
+
+
+def is_of_run(path: Path, epoch: int, record: dict) -> bool:
+    """Whether a file is the checkpoint of an epoch that was made with this `record`."""
+    if path.is_symlink():
+        return False
+    try:
+        checkpoint = read_checkpoint(path)
+    except InputError:
+        return False
+    training = checkpoint.get("training")
+    if not isinstance(training, dict) or checkpoint.get("epoch") != epoch:
+        return False
+    return all(
+        checkpoint[part].get(key, value) == value
+        for part in ("settings", "training")
+        for key, value in record[part].items()
+        if key != "data_sets"  # folders may have got other names
+    )
+
+
 def check_resumable(checkpoint: dict, epoch: int) -> None:
     """InputError if a checkpoint is not one that training can continue from."""
     training = checkpoint.get("training")

@@ -9,8 +9,8 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,16 @@ READ_AS = ("viewer", "released")
 
 @dataclass(frozen=True)
 class Entry:
-    """One image. Paths are relative to the root, with forward slashes; mask_path is "" where there is no mask."""
+    """One image. Paths are relative to the root, with forward slashes; mask_path is "" where there is no mask.
+
+    specie is the kind of defect, "" where meta.json names none.
+    """
 
     image_path: str
     mask_path: str
     label: int
     class_name: str
+    specie: str = ""
 
 
 class AnomalyDataset:
@@ -190,6 +194,105 @@ class AnomalyDataset:
         return [f"{len(masks)} {words} (first: {shown(masks[0])})" for masks, words in said if masks]
 
 
+class JoinedDataset(AnomalyDataset):
+    """Several data sets as one, the images of the first before those of the second; each is read by its own rules.
+
+    Args:
+        sets: two data sets or more, of the same split and read_as.
+
+    Attributes are those of AnomalyDataset, but for value_range and mask_threshold, which are each set's own:
+        sets: what was joined.
+        root: the folder that holds all their roots; the paths of `entries` are relative to it.
+        classes: a class name that occurs in several sets is one class.
+        has_masks: normal images alone need no masks, so a set of these joins any other.
+        checksum: hex digest of the checksums of the sets, in their order.
+        listing: the names of the sets' folders, each with its checksum, for the records.
+
+    Raises InputError if a set or an image is there twice, or if some sets have masks and others lack them.
+    """
+
+    def __init__(self, sets: Sequence[AnomalyDataset]) -> None:
+        first = sets[0]
+        self.sets, self.split, self.released = list(sets), first.split, first.released
+        self.preprocess, self.image_size = first.preprocess, first.image_size
+        check_apart(self.sets)
+        masked = [each for each in self.sets if each.has_masks]
+        lacking = [each for each in self.sets if not each.has_masks and any(entry.label for entry in each.entries)]
+        if masked and lacking:
+            raise InputError(
+                f"{shown(lacking[0].root)} has no masks and {shown(masked[0].root)} has; add them, or leave the masks "
+                "of all data sets out"
+            )
+        self.has_masks = bool(masked)
+        try:
+            self.root = os.path.commonpath([each.root for each in self.sets])
+        except ValueError:  # Windows
+            raise InputError("--train_data_path: the data sets lie on different drives; put them on one") from None
+        self.entries = [moved(entry, each.root, self.root) for each in self.sets for entry in each.entries]
+        self.classes = list(dict.fromkeys(entry.class_name for entry in self.entries))
+        self.checksum = hashlib.sha256("\n".join(each.checksum for each in self.sets).encode()).hexdigest()
+        self.listing = ", ".join(f"{shown(os.path.basename(each.root))} {each.checksum}" for each in self.sets)
+        self.warnings = [f"{shown(each.root)}: {warning}" for each in self.sets for warning in each.warnings]
+        self._places = [(each, index) for each in self.sets for index in range(len(each))]
+
+    def fit(self, preprocess: Callable[[Image.Image], torch.Tensor], image_size: int) -> None:
+        super().fit(preprocess, image_size)
+        for each in self.sets:
+            each.fit(preprocess, image_size)
+
+    def image(self, index: int) -> Image.Image:
+        each, place = self._places[index]
+        return each.image(place)
+
+    def mask(self, index: int, size: int | tuple[int, int]) -> np.ndarray:
+        each, place = self._places[index]
+        return each.mask(place, size)
+
+
+def open_data(
+    roots: Sequence[str | os.PathLike], metas: Sequence[str | os.PathLike] | None = None, **options: Any
+) -> AnomalyDataset:
+    """The data set of a folder, or those of several folders as one.
+
+    Args:
+        roots: the folders, in the order of their images.
+        metas: as many files that describe them, in the same order; None: each folder's meta.json.
+        options: further arguments of AnomalyDataset, the same for all.
+
+    Raises InputError as AnomalyDataset and JoinedDataset do, and if the number of `metas` is another.
+    """
+    metas = [None] * len(roots) if metas is None else metas
+    if len(metas) != len(roots):
+        raise InputError(
+            f"--meta: {len(metas)} given for {len(roots)} data sets; give one for each, in the order of the data sets"
+        )
+    sets = [AnomalyDataset(root, meta=meta, **options) for root, meta in zip(roots, metas, strict=True)]
+    return sets[0] if len(sets) == 1 else JoinedDataset(sets)
+
+
+def check_apart(sets: Sequence[AnomalyDataset]) -> None:
+    """InputError if two of these data sets are the same, be it in a copy, or have an image in common."""
+    known: dict[str, AnomalyDataset] = {}  # by checksum
+    owners: dict[str, AnomalyDataset] = {}  # by path of an image
+    for each in sets:
+        if each.checksum in known:
+            earlier = known[each.checksum].root
+            raise InputError(f"{shown(each.root)} is the same data set as {shown(earlier)}; give it once")
+        known[each.checksum] = each
+        root = os.path.realpath(each.root)
+        for entry in each.entries:
+            path = posixpath.join(root, entry.image_path)
+            if owners.setdefault(path, each) is not each:
+                raise InputError(f"{shown(path)} belongs to two of the data sets; leave it out of one meta.json")
+
+
+def moved(entry: Entry, root: str, parent: str) -> Entry:
+    """An entry of a data set in the folder `root` with its paths relative to `parent`, which holds `root`."""
+    prefix = "" if root == parent else os.path.relpath(root, parent).replace(os.sep, "/")
+    image_path, mask_path = (path and posixpath.join(prefix, path) for path in (entry.image_path, entry.mask_path))
+    return replace(entry, image_path=image_path, mask_path=mask_path)
+
+
 def mask_warnings(shares: dict[str, float], image_size: int) -> list[str]:
     """What there is to say of the masks of anomalous images.
 
@@ -309,12 +412,13 @@ def _read_entry(root: str, row: Any) -> Entry:
         raise ValueError(f"has {row['anomaly']!r} as 'anomaly' (0 or 1 is allowed)")
     if not row["cls_name"].isprintable():
         raise ValueError(f"has {row['cls_name']!r} as 'cls_name', which cannot be printed")
-    mask = row.get("mask_path")
+    mask, specie = row.get("mask_path"), row.get("specie_name")
     return Entry(
         image_path=_find_inside(root, row["img_path"], "image"),
         mask_path=_find_inside(root, mask, "mask") if mask else "",
         label=int(row["anomaly"]),
         class_name=row["cls_name"],
+        specie=specie if isinstance(specie, str) and specie.isprintable() else "",
     )
 
 

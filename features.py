@@ -162,7 +162,7 @@ class FeatureStore:
                     mask = self.dataset.mask(index, self.method.model.image_size)
                 else:
                     mask = self.arrays["mask"][index]
-                shares[self.dataset.entries[index].image_path] = float(np.asarray(mask).mean())
+                shares.setdefault(self.dataset.entries[index].image_path, float(np.asarray(mask).mean()))
         return shares
 
 

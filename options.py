@@ -7,7 +7,16 @@ import os
 from pathlib import Path
 
 import methods
-from utils import InputError, nonempty_path, nonnegative_float, nonnegative_int, positive_int, small_float, small_int
+from utils import (
+    InputError,
+    nonempty_path,
+    nonnegative_float,
+    nonnegative_int,
+    positive_int,
+    share,
+    small_float,
+    small_int,
+)
 
 PROMPTS = ("object-agnostic", "object-aware", "hand-written", "hand-written-object")
 
@@ -38,6 +47,7 @@ FLAGS = {
     "epoch": {"type": positive_int, "help": "passes over the data set"},
     "learning_rate": {"type": nonnegative_float, "help": "of the optimiser"},
     "batch_size": {"type": positive_int, "help": "images per step, of all processes together"},
+    "mosaics": {"type": share, "help": "share of the images that are replaced by mosaics of four (MVTec AD: 0.2)"},
     "lambda_local": {"type": nonnegative_float, "help": "weight of the local loss"},
     "no_global_loss": {"help": "leave out the image-level cross-entropy"},
     "no_local_loss": {"help": "leave out focal and dice loss"},
@@ -84,10 +94,14 @@ def add_flags(parser: argparse.ArgumentParser, part: str, cache: str | None = No
     add_machine_flags(parser, cache)
 
 
-def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of how a data set is read."""
+def add_reading_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Flags of how a data set is read; several: there may be more than one, and --meta becomes a list."""
     parser.add_argument(
-        "--meta", type=nonempty_path, metavar="FILE", help="description of the data set (its root's meta.json)"
+        "--meta",
+        type=nonempty_path,
+        nargs="+" if several else None,
+        metavar="FILE",
+        help="description of the data set (its root's meta.json)" + ("; of several, one each" if several else ""),
     )
     parser.add_argument(
         "--read_as",

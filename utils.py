@@ -52,6 +52,11 @@ def small_float(text: str) -> float:
     return bounded(float(text), 0, 1000)
 
 
+def share(text: str) -> float:
+    """argparse type: a number between 0 and 1."""
+    return bounded(float(text), 0.0, 1.0)
+
+
 def bounded(number: float, low: float, high: float) -> float:
     """`number`, or an argparse error if it does not lie in [low, high]."""
     if not low <= number <= high:

@@ -3,7 +3,7 @@
 Chen, Han and Zhang, "APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR 2023 VAND
 Workshop Challenge Tracks 1&2: 1st Place on Zero-shot AD and 4th Place on Few-shot AD", 2023; details as in its released
 code (ByChelsea/VAND-APRIL-GAN). That code trains 15 epochs on VisA. On MVTec AD it trains 3, and replaces an image with
-probability 0.2 by a mosaic of four of its class; there are no mosaics here, where an image has one set of features.
+probability 0.2 by a mosaic of four of its class: --epoch 3 --mosaics 0.2, see mosaics.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SETTINGS = {
     "features_list": None,
     "quick_gelu": False,
 }
-TRAINING = {"epoch": 15, "learning_rate": 0.001, "batch_size": 8}
+TRAINING = {"epoch": 15, "learning_rate": 0.001, "batch_size": 8, "mosaics": 0.0}
 TESTING = {"sigma": 0.0}
 
 TEMPERATURE = 0.01  # hard-coded in the released code, for scores and maps alike

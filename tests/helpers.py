@@ -146,7 +146,8 @@ def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
         for index, values in checkpoint["optimizer"]["state"].items()
         for key, value in values.items()
     }
-    return checkpoint["prompt_learner"] | moments
+    state = next(checkpoint[name] for name in ("prompt_learner", "trainable_linearlayer") if name in checkpoint)
+    return state | moments
 
 
 # models and methods

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset import AnomalyDataset, ImageError, mask_warnings
+from dataset import AnomalyDataset, ImageError, JoinedDataset, mask_warnings, open_data
 from utils import InputError
 
 SIZE = 16
@@ -465,3 +465,103 @@ def test_batches_from_workers(root):
 def test_preprocess_of_another_size_is_refused(root):
     with pytest.raises(InputError, match=r"\(3, 16, 16\).*image_size"):
         AnomalyDataset(root, preprocess, image_size=32)[0]
+
+
+# Several data sets as one
+
+
+@pytest.fixture
+def second(tmp_path):
+    """Another set, with rules of its own: a 16-bit image of a class that `root` has, too, and a mask in grey."""
+    folder = tmp_path / "more" / "nested"
+    save(folder / "bottle/bad.png", value=60)
+    (folder / "nail").mkdir()
+    Image.fromarray(np.array([[0, 1000, 2000, 3000]] * 4, dtype=np.uint16)).save(folder / "nail/deep.png")
+    Image.fromarray(np.array([[0, 5, 127, 128]] * 4, dtype=np.uint8)).save(folder / "nail/mask.png")
+    rows = {"bottle": [entry("bottle/bad.png")], "nail": [entry("nail/deep.png", "nail/mask.png", 1, "nail")]}
+    write_meta(folder, {"test": rows, "value_range": [1000, 3000], "mask_threshold": 127})
+    return folder
+
+
+def test_one_set_stays_what_it_is(root):
+    dataset = open_data([root], None, split="train")
+    assert type(dataset) is AnomalyDataset and dataset.checksum == load(root, split="train").checksum
+    assert open_data([root], [root / "meta.json"]).checksum == load(root).checksum
+
+
+def test_joined_sets_read_each_image_by_its_sets_own_rules(root, second):
+    dataset = open_data([root, second])
+    dataset.fit(preprocess, SIZE)
+    assert isinstance(dataset, JoinedDataset) and isinstance(dataset, AnomalyDataset)
+    assert len(dataset) == 5 and dataset.classes == ["bottle", "cable", "nail"] and dataset.has_masks
+    singles = [load(root), load(second)]
+    items = [each[index] for each in singles for index in range(len(each))]
+    for index, expected in enumerate(items):
+        item = dataset[index]
+        assert list(item) == list(expected)
+        assert torch.equal(item["image"], expected["image"]) and torch.equal(item["mask"], expected["mask"])
+        assert item["label"] == expected["label"] and item["class_name"] == expected["class_name"]
+        assert item["image_path"] == expected["image_path"] == dataset.path(dataset.entries[index].image_path)
+    assert np.asarray(dataset.image(4))[0, :, 0].tolist() == [0, 0, 128, 255]
+    assert dataset.mask(4, (4, 4))[0].tolist() == [0, 0, 0, 1]
+    assert dataset.entries[4].mask_path == "more/nested/nail/mask.png" and dataset.entries[3].mask_path == ""
+    paths = [each.image_path for each in dataset.entries]
+    assert len(set(paths)) == 5 and {"data/bottle/bad.png", "more/nested/bottle/bad.png"} < set(paths)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_joined_sets_in_processes_that_read_images(root, second, workers):
+    dataset = open_data([root, second])
+    dataset.fit(preprocess, SIZE)
+    (batch,) = DataLoader(dataset, batch_size=5, num_workers=workers)
+    assert torch.equal(batch["image"], torch.stack([dataset[index]["image"] for index in range(5)]))
+
+
+def test_checksum_of_joined_sets_follows_the_sets_and_their_order(root, second, tmp_path):
+    checksum = open_data([root, second]).checksum
+    assert re.fullmatch("[0-9a-f]{64}", checksum)
+    assert checksum not in (load(root).checksum, load(second).checksum, open_data([second, root]).checksum)
+    shutil.copytree(second, tmp_path / "copy")
+    assert open_data([root, tmp_path / "copy"]).checksum == checksum
+    with (second / "bottle/bad.png").open("ab") as file:
+        file.write(b"more")
+    assert open_data([root, second]).checksum != checksum
+
+
+def test_a_set_inside_the_folder_of_another(root):
+    inside = root / "inside"
+    save(inside / "good.png", value=7)
+    write_meta(inside, {"test": {"bottle": [entry("good.png")]}})
+    for roots in ([root, inside], [inside, root]):
+        dataset = open_data(roots)
+        assert dataset.root == str(root)
+        assert sorted(each.image_path for each in dataset.entries)[-1] == "inside/good.png"
+        assert {dataset.path(each.image_path) for each in dataset.entries} == {
+            each.path(one.image_path) for each in dataset.sets for one in each.entries
+        }
+
+
+def test_joined_sets_name_what_is_wrong_by_set(root, second):
+    save_mask(root / "bottle/bad_mask.png", size=(40, 40), box=(0, 0, 20, 40))
+    (said,) = open_data([second, root]).warnings
+    assert said.startswith(f"{root}: 1 masks differ in size") and "(first: bottle/bad_mask.png)" in said
+    (second / "meta.json").unlink()
+    with pytest.raises(InputError, match="nested/meta.json: no such file; "):
+        open_data([root, second])
+
+
+def test_normal_images_alone_join_a_set_with_masks(root, second):
+    write_meta(second, {"test": {"bottle": [entry("bottle/bad.png")]}})
+    assert open_data([root, second]).has_masks and open_data([second, root]).has_masks
+    write_meta(second, {"test": {"bottle": [entry("bottle/bad.png", "", 1)]}})
+    with pytest.raises(InputError, match="nested has no masks and .*data has; "):
+        open_data([root, second])
+
+
+def test_an_image_of_two_sets_is_refused_however_its_folder_is_spelled(root, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+    write_meta(tmp_path, {"test": {"bottle": [entry("bottle/good.png")]}})
+    with pytest.raises(InputError, match="data/bottle/good.png belongs to two of the data sets; "):
+        open_data([root, tmp_path / "link"], [root / "meta.json", tmp_path / "meta.json"])
+    write_meta(tmp_path, {"test": {"bottle": [entry("bottle/train.png")]}})
+    assert len(open_data([root, tmp_path / "link"], [root / "meta.json", tmp_path / "meta.json"])) == 4

@@ -9,20 +9,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import QUICK, assert_same_checkpoint, check_error, check_help, make_data, run, start
+from helpers import QUICK, SCRIPTS, assert_same_checkpoint, check_error, check_help, make_data, run, start
 from PIL import Image
 
 import AnomalyCLIP_lib
+from dataset import AnomalyDataset
 
 
 def test_training_leaves_checkpoints_arguments_and_log(trained):
-    assert sorted(path.name for path in trained.iterdir()) == ["args.json", "epoch_1.pth", "epoch_2.pth", "log.txt"]
+    made = ["args.json", "epoch_1.pth", "epoch_2.pth", "log.txt", "losses.csv", "losses.png"]
+    assert sorted(path.name for path in trained.iterdir()) == made
     record = json.loads((trained / "args.json").read_text())
     assert record["arguments"]["epoch"] == 2 and record["training"]["seed"] == 111
     assert re.fullmatch("[0-9a-f]{64}", record["training"]["data_checksum"])
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     checkpoint = torch.load(trained / "epoch_2.pth", weights_only=True)
     assert checkpoint["settings"] == record["settings"] and checkpoint["training"] == record["training"]
+    parts = ["prompt_learner", "optimizer", "epoch", "losses", "settings", "training", "versions"]
+    assert list(checkpoint) == parts
+    flags = ["learning_rate", "batch_size", "lambda_local", "no_global_loss", "no_local_loss"]
+    assert list(checkpoint["training"]) == ["dataset", "split", "data_checksum", "read_as", "seed", *flags]
     sizes = {"model": "tiny", "features_list": [6], "n_ctx": 12, "depth": 4, "t_n_ctx": 4, "dpam_layer": 6}
     assert sizes.items() <= checkpoint["settings"].items() and checkpoint["versions"] == record["versions"]
     losses = re.findall(r"epoch (\d)/2: image_loss ([\d.]+), local_loss ([\d.]+)", (trained / "log.txt").read_text())
@@ -82,6 +88,168 @@ def test_masks_that_mark_nothing_are_counted(data, trained, tmp_path, monkeypatc
     arguments = ("--data_path", copy, "--save_path", tmp_path / "run", "--num_workers", 0)
     assert run(monkeypatch, "test", *arguments, "--checkpoint_path", trained / "epoch_2.pth") == 0
     assert re.search("tile: " + warning, capsys.readouterr().out)
+
+
+# Several data sets
+
+
+def part(data: Path, root: Path, *names: str, **rules) -> Path:
+    """A copy of a data set with these classes alone; `rules` go into its meta.json."""
+    shutil.copytree(data, root)
+    meta = json.loads((data / "meta.json").read_text())
+    splits = {split: {name: rows[name] for name in names if name in rows} for split, rows in meta.items()}
+    (root / "meta.json").write_text(json.dumps(splits | rules))
+    return root
+
+
+@pytest.fixture(scope="module")
+def halves(data, tmp_path_factory) -> tuple[Path, Path]:
+    """The two classes of `data`, in its order, as a data set each; not to be changed."""
+    folder = tmp_path_factory.mktemp("halves")
+    return part(data, folder / "nuts", "metal_nut"), part(data, folder / "elsewhere" / "tiles", "tile")
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_two_sets_train_as_one_that_holds_both(halves, trained, tmp_path, monkeypatch, cache):
+    arguments = ("--train_data_path", *halves, "--epoch", 2, "--cache", cache, "--cache_dir", tmp_path / "cache")
+    assert run(monkeypatch, "train", *arguments, "--save_path", tmp_path / "run", *QUICK) == 0
+    for epoch in (1, 2):
+        assert_same_checkpoint(trained / f"epoch_{epoch}.pth", tmp_path / "run" / f"epoch_{epoch}.pth")
+    assert (tmp_path / "run" / "losses.csv").read_bytes() == (trained / "losses.csv").read_bytes()
+    if cache == "disk":  # found again
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+        monkeypatch.delattr(AnomalyCLIP_lib.AnomalyCLIP, "encode_image")
+        assert run(monkeypatch, "train", *arguments, "--save_path", tmp_path / "again", *QUICK) == 0
+        assert_same_checkpoint(trained / "epoch_2.pth", tmp_path / "again" / "epoch_2.pth")
+
+
+def test_several_sets_are_recorded_and_resumed(data, halves, trained, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    common = ("--save_path", folder, *QUICK)
+    assert run(monkeypatch, "train", "--train_data_path", *halves, "--epoch", 1, *common) == 0
+    record = json.loads((folder / "args.json").read_text())
+    assert record["arguments"]["train_data_path"] == [str(root) for root in halves]
+    training = torch.load(folder / "epoch_1.pth", weights_only=True)["training"]
+    assert training == record["training"] and re.fullmatch("[0-9a-f]{64}", training["data_checksum"])
+    checksums = [AnomalyDataset(root).checksum for root in halves]
+    assert training["data_sets"] == f"nuts {checksums[0]}, tiles {checksums[1]}"
+
+    for others in ([data], halves[::-1], halves[:1]):
+        assert run(monkeypatch, "train", "--train_data_path", *others, "--epoch", 2, "--resume", *common) == 2
+        check_error(capsys, r"--resume: data_checksum is '[0-9a-f]{64}' now but was '[0-9a-f]{64}' in .*epoch_1\.pth; ")
+    for number, root in enumerate(halves):  # the folders have other names by now
+        shutil.copytree(root, tmp_path / f"moved{number}")
+    moved = (tmp_path / "moved0", tmp_path / "moved1")
+    assert run(monkeypatch, "train", "--train_data_path", *moved, "--epoch", 2, "--resume", *common) == 0
+    assert_same_checkpoint(trained / "epoch_2.pth", folder / "epoch_2.pth")
+    assert (folder / "losses.csv").read_bytes() == (trained / "losses.csv").read_bytes()
+
+
+def test_a_checkpoint_of_several_sets_is_tested(data, halves, tmp_path, monkeypatch):
+    arguments = ("--train_data_path", *halves, "--save_path", tmp_path / "run", "--epoch", 1, *QUICK)
+    assert run(monkeypatch, "train", *arguments) == 0
+    arguments = ("--data_path", data, "--checkpoint_path", tmp_path / "run" / "epoch_1.pth", "--num_workers", 0)
+    assert run(monkeypatch, "test", *arguments, "--save_path", tmp_path / "test") == 0
+
+
+def test_a_set_given_twice_is_refused(data, halves, tmp_path, monkeypatch, capsys):
+    (tmp_path / "link").symlink_to(data)
+    shutil.copytree(data, tmp_path / "copy")
+    for again in (data, f"{data}/tile/..", tmp_path / "link", tmp_path / "copy"):
+        assert run(monkeypatch, "train", "--train_data_path", data, again, "--save_path", tmp_path / "run") == 2
+        check_error(capsys, "is the same data set as .*; give it once")
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_set_has_its_own_description(data, halves, trained, tmp_path, monkeypatch, capsys):
+    """Two descriptions of one folder are two data sets, as long as no image is in both."""
+    metas = [root / "meta.json" for root in halves]
+    common = ("--save_path", tmp_path / "run", "--epoch", 2, *QUICK)
+    assert run(monkeypatch, "train", "--train_data_path", data, data, "--meta", *metas, *common) == 0
+    assert_same_checkpoint(trained / "epoch_2.pth", tmp_path / "run" / "epoch_2.pth")
+    assert run(monkeypatch, "train", "--train_data_path", data, data, "--meta", metas[0], *common) == 2
+    check_error(capsys, "--meta: 1 given for 2 data sets; give one for each")
+    overlapping = (data / "meta.json", metas[1])
+    assert run(monkeypatch, "train", "--train_data_path", data, data, "--meta", *overlapping, *common) == 2
+    check_error(capsys, "tile/test/0 ö.png belongs to two of the data sets; leave it out of one")
+
+
+def test_sets_with_and_without_masks_are_not_mixed(data, tmp_path, monkeypatch, capsys):
+    plain = make_data(tmp_path / "plain", masks=False)
+    common = ("--save_path", tmp_path / "run", "--epoch", 1, *QUICK)
+    assert run(monkeypatch, "train", "--train_data_path", data, plain, *common) == 2
+    check_error(capsys, "/plain has no masks and .* has; add them, or leave the masks of all")
+    other = part(plain, tmp_path / "other", "tile")
+    nuts = part(plain, tmp_path / "nuts", "metal_nut")
+    assert run(monkeypatch, "train", "--train_data_path", nuts, other, *common) == 0
+    assert "training with the global loss alone" in capsys.readouterr().out
+
+
+# Checkpoints that are kept
+
+
+def checkpoints_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("epoch_*.pth"))
+
+
+def test_the_newest_checkpoints_are_kept_and_resumed_from(data, trained, tmp_path, monkeypatch):
+    arguments = ("--train_data_path", data, "--save_path", tmp_path, *QUICK)
+    assert run(monkeypatch, "train", *arguments, "--epoch", 5) == 0
+    whole = tmp_path.with_name(f"{tmp_path.name} whole")
+    tmp_path.rename(whole)
+    assert run(monkeypatch, "train", *arguments, "--epoch", 4, "--keep_checkpoints", 2) == 0
+    assert checkpoints_in(tmp_path) == ["epoch_3.pth", "epoch_4.pth"]
+    assert_same_checkpoint(whole / "epoch_3.pth", tmp_path / "epoch_3.pth")
+    assert run(monkeypatch, "train", *arguments, "--epoch", 5, "--keep_checkpoints", 1, "--resume") == 0
+    assert checkpoints_in(tmp_path) == ["epoch_5.pth"]
+    assert_same_checkpoint(whole / "epoch_5.pth", tmp_path / "epoch_5.pth")
+    assert (tmp_path / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
+
+
+def test_checkpoints_are_kept_of_those_that_save_freq_writes(data, tmp_path, monkeypatch):
+    arguments = ("--train_data_path", data, "--save_path", tmp_path, "--epoch", 7, "--save_freq", 2, *QUICK)
+    assert run(monkeypatch, "train", *arguments, "--keep_checkpoints", 3) == 0
+    assert checkpoints_in(tmp_path) == ["epoch_4.pth", "epoch_6.pth", "epoch_7.pth"]
+
+
+def test_only_checkpoints_of_this_run_are_deleted(data, trained, checkpoints, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "epoch_1.pth").unlink()
+    shutil.copy(checkpoints["vand"], folder / "epoch_1.pth")  # another run's, put here by hand
+    (tmp_path / "mine").write_text("mine")
+    foreign = ["epoch_1.pth", "epoch_best.pth", "epoch_02.pth", "epoch_2.pth.bak", "my_epoch_1.pth", "epoch_².pth"]
+    for name in foreign[1:]:
+        shutil.copy(trained / "epoch_2.pth", folder / name)
+    (folder / "epoch_0.pth").symlink_to(tmp_path / "mine")
+    arguments = ("--train_data_path", data, "--save_path", folder, "--epoch", 3, "--resume", *QUICK)
+    assert run(monkeypatch, "train", *arguments, "--keep_checkpoints", 1) == 0
+    left = {path.name for path in folder.iterdir()} - {"args.json", "log.txt", "losses.csv", "losses.png"}
+    assert left == {*foreign, "epoch_0.pth", "epoch_3.pth"}
+
+
+def test_nothing_is_deleted_before_the_newer_checkpoint_is_there(data, trained, tmp_path, monkeypatch, capsys):
+    for name in ("epoch_1.pth", "epoch_2.pth"):
+        shutil.copy(trained / name, tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "epoch_3.pth")
+
+    monkeypatch.setattr(SCRIPTS["train"], "write_checkpoint", full)
+    arguments = ("--train_data_path", data, "--save_path", tmp_path, "--epoch", 3, "--resume", *QUICK)
+    assert run(monkeypatch, "train", *arguments, "--keep_checkpoints", 1) == 2
+    check_error(capsys, r"epoch_3\.pth: No space left on device; check disk")
+    assert checkpoints_in(tmp_path) == ["epoch_1.pth", "epoch_2.pth"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", ""])
+def test_no_number_of_checkpoints_to_keep(data, tmp_path, monkeypatch, capsys, number):
+    arguments = ("--train_data_path", data, "--save_path", tmp_path, "--keep_checkpoints", number)
+    assert run(monkeypatch, "train", *arguments) == 2
+    assert "argument --keep_checkpoints: " in capsys.readouterr().err
+
+
+# Bad data sets and flags
 
 
 def bad_image(data: Path, content: bytes) -> None:
