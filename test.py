@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import parallel
 from checkpoint import file_sha256, open_method
+from evaluation import (
+    METRICS,
+    MORE_METRICS,
+    evaluate,
+    evaluate_kinds,
+    format_table,
+    mean,
+    metric_names,
+    predict_class,
+    write_curves,
+    write_scores,
+)
 from options import add_flags, add_reading_flags
 from utils import (
+    DRAWN,
     InputError,
     get_logger,
     nonempty_path,
@@ -19,26 +33,21 @@ from utils import (
     positive_int,
     processor,
     run_cli,
+    shown,
     write_json,
     write_text,
 )
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch.utils.data import Subset
-    from tqdm import tqdm
 
     from dataset import AnomalyDataset
     from deploy.results import Journal
-    from features import FeatureStore
+    from evaluation import Predicted
     from methods._base import Base
 
-METRICS = {
-    "image-level": ("image_auroc", "image_ap"),
-    "pixel-level": ("pixel_auroc", "pixel_aupro"),
-    "image-pixel-level": ("pixel_auroc", "pixel_aupro", "image_auroc", "image_ap"),
-}
+MADE = ("metrics.json", "table.md", "scores.csv", "curves.csv", "curves.png", "report.html", "finished_classes.json")
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,9 +65,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--exact_aupro", action="store_true", help="also AUPRO as MVTec AD defines it, in its own column"
     )
+    parser.add_argument(
+        "--every_epoch", action="store_true", help="test all checkpoints of the folder --checkpoint_path, in one pass"
+    )
+    parser.add_argument(
+        "--more_metrics",
+        nargs="*",
+        choices=MORE_METRICS,
+        metavar="NAME",
+        help=f"also {', '.join(MORE_METRICS)}, or those of them that are named",
+    )
+    parser.add_argument(
+        "--pixel_kinds", action="store_true", help="pixel metrics of each kind of defect, too, in metrics.json"
+    )
     parser.add_argument("--map_dtype", choices=("float32", "float16"), default="float32", help="type of the kept maps")
     parser.add_argument("--vis", action="store_true", help="write pictures: image, mask, heat map")
     parser.add_argument("--save_maps", action="store_true", help="write the maps as 16-bit PNG")
+    parser.add_argument("--curves", action="store_true", help="write ROC and precision-recall curves, CSV and PNG")
+    parser.add_argument("--overwrite", action="store_true", help="delete another checkpoint's results in --save_path")
     parser.add_argument(
         "--report", action="store_true", help="write report.html: worst misses and false alarms, curves"
     )
@@ -67,6 +91,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def test(args: argparse.Namespace) -> None:
+    if args.every_epoch:
+        from every_epoch import test_every_epoch
+
+        test_every_epoch(args)
+        return
+
     import torch
     from tqdm import tqdm
 
@@ -85,15 +115,17 @@ def test(args: argparse.Namespace) -> None:
     references = draw_references(args, method, dataset.classes) if method.num_references else {}
 
     # Log and records
-    names = list(METRICS[args.metrics])
-    if args.exact_aupro and "pixel_aupro" in names:
-        names.insert(names.index("pixel_aupro") + 1, "pixel_aupro_exact")
+    names = metric_names(args.metrics, args.exact_aupro, args.more_metrics)
+    of_kinds = names if args.pixel_kinds else [name for name in names if name.startswith("image")]
     tested = {"dataset": args.dataset, "split": args.split, "data_checksum": dataset.checksum}
     tested |= {"read_as": args.read_as, "settings": record["settings"]}
+    checkpoint = {"checkpoint_sha256": file_sha256(args.checkpoint_path) if args.checkpoint_path else None}
     if parallel.is_main():
+        make_way(folder, {**tested, **checkpoint}, args.overwrite)
         arguments = vars(args) | record["settings"] | record["testing"]
         machine = {"processor": processor(), "threads": torch.get_num_threads()}
-        write_json(folder / "args.json", {"arguments": arguments, **tested, "versions": record["versions"], **machine})
+        content = {"arguments": arguments, **tested, **checkpoint, "versions": record["versions"], **machine}
+        write_json(folder / "args.json", content)
     what = (args.dataset, args.split, len(dataset), args.precision, record["settings"])
     logger.info("testing on %s (%s split): %d images, %s, %s", *what)
     for warning in dataset.warnings:
@@ -103,9 +135,8 @@ def test(args: argparse.Namespace) -> None:
     finished = folder / "finished_classes.json"
     key = {**tested, **record["testing"], "metrics": names, "map_dtype": args.map_dtype, "precision": args.precision}
     key["seed"] = args.seed if references else None  # nothing else is random
-    key["checkpoint_sha256"] = file_sha256(args.checkpoint_path) if args.checkpoint_path else None
-    key |= {"vis": args.vis, "save_maps": args.save_maps, "report": args.report}
-    results = parallel.broadcast(read_finished(finished, key) if parallel.is_main() else None)
+    key |= checkpoint | {"kinds": of_kinds, "vis": args.vis, "save_maps": args.save_maps, "report": args.report}
+    results = read_finished(finished, key) if parallel.is_main() else None
     journal = Journal(folder, key)  # of images, for the report
     if args.report and parallel.is_main() and not journal.take_over():
         results = {}
@@ -118,7 +149,7 @@ def test(args: argparse.Namespace) -> None:
         store = open_store(method, dataset, args.cache, args.cache_dir, args.cache_dtype, args.num_workers)
 
     drawn = args.vis or args.save_maps or args.report
-    keeps_maps = drawn or (dataset.has_masks and any(name.startswith("pixel") for name in names))
+    keeps_maps = drawn or (dataset.has_masks and any(not name.startswith("image") for name in names))
     progress = tqdm(total=len(dataset), desc="testing", unit="image", disable=not parallel.is_main())
     for class_name in dataset.classes:
         rows = torch.tensor([i for i, entry in enumerate(dataset.entries) if entry.class_name == class_name])
@@ -129,28 +160,41 @@ def test(args: argparse.Namespace) -> None:
         if references:
             set_references(method, class_name, references[class_name])
         map_dtype = args.map_dtype if keeps_maps else None
-        predicted = predict_class(store, rows, class_name, args.batch_size, sigma, map_dtype, progress)
+        batches = store.batches(rows, args.batch_size)
+        predicted = predict_class(method, batches, len(rows), class_name, sigma, map_dtype, progress)
         if parallel.is_main():
-            scores, shares, maps, masks = predicted
             entries = [dataset.entries[row] for row in rows]
-            marked = {e.image_path: share for e, share in zip(entries, shares, strict=True) if e.label}
+            marked = {e.image_path: share for e, share in zip(entries, predicted.shares, strict=True) if e.label}
             for warning in mask_warnings(marked, method.model.image_size) if dataset.has_masks else ():
                 logger.warning("%s: %s", class_name, warning)
-            masks = masks if dataset.has_masks else None
-            results[class_name] = evaluate(names, [entry.label for entry in entries], scores, masks, maps)
+            if not dataset.has_masks:
+                predicted.masks = None
+            labels = [entry.label for entry in entries]
+            results[class_name] = {
+                "metrics": evaluate(names, labels, predicted.scores, predicted.masks, predicted.maps),
+                "kinds": evaluate_kinds(of_kinds, entries, predicted),
+                "images": list(zip(predicted.scores.tolist(), predicted.map_maxima.tolist(), strict=True)),
+            }
             if drawn:
-                show_class(args, folder, dataset, rows.tolist(), scores, masks, maps, journal, method)
+                show_class(args, folder, dataset, rows.tolist(), predicted, journal, method)
             write_json(finished, {"key": key, "classes": results})
-            del predicted, maps, masks  # before the next class takes its own
+            del predicted  # before the next class takes its own
     progress.close()
 
     # Table, one row a class and their mean
     if parallel.is_main():
-        results = {class_name: results[class_name] for class_name in dataset.classes}
-        overall = {name: mean([values[name] for values in results.values()]) for name in names}
-        table = format_table(names, results | {"mean": overall})
-        write_json(folder / "metrics.json", {**tested, "classes": results, "mean": overall})
+        classes = {class_name: results[class_name]["metrics"] for class_name in dataset.classes}
+        kinds = {class_name: results[class_name]["kinds"] for class_name in dataset.classes}
+        overall = {name: mean([values[name] for values in classes.values()]) for name in names}
+        table = format_table(names, classes | {"mean": overall})
+        kinds = {"kinds": {class_name: values for class_name, values in kinds.items() if values}}
+        write_json(folder / "metrics.json", {**tested, "classes": classes, "mean": overall, **kinds})
         write_text(folder / "table.md", table + "\n")
+        images = {class_name: iter(results[class_name]["images"]) for class_name in dataset.classes}
+        images = [next(images[entry.class_name]) for entry in dataset.entries]
+        write_scores(folder / "scores.csv", dataset.entries, images)
+        if args.curves:
+            write_curves(folder, curves_of(dataset, [score for score, _ in images]))
         if args.report:
             write_report(args, folder, dataset, journal, record)
             journal.remove()
@@ -159,45 +203,37 @@ def test(args: argparse.Namespace) -> None:
     parallel.stop()
 
 
-def predict_class(
-    store: FeatureStore,
-    rows: torch.Tensor,
-    class_name: str,
-    batch_size: int,
-    sigma: float,
-    map_dtype: str | None,
-    progress: tqdm,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None] | None:
-    """What is predicted of a class; None but in the main process.
+def make_way(folder: Path, tested: dict, overwrite: bool) -> None:
+    """InputError if a run folder holds results of another checkpoint, settings or data; `overwrite`: delete them."""
+    try:
+        before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        other = [name for name, value in json.loads(json.dumps(tested)).items() if before.get(name, value) != value]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return
+    if other and not overwrite:
+        raise InputError(
+            f"--save_path {shown(folder)} holds results with another {other[0]}; give another folder, or --overwrite"
+        )
+    if other:
+        for name in DRAWN:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in MADE:
+            (folder / name).unlink(missing_ok=True)
 
-    Args:
-        rows: where its N images stand in the data set.
-        map_dtype: type of the maps; None: maps and masks are not kept.
 
-    Returns:
-        Scores (N,), shares that masks mark of their images (N,), smoothed maps (N, S, S) and masks (N, S, S) or None.
-    """
+def curves_of(dataset: AnomalyDataset, scores: list[float]) -> dict[str, dict[str, np.ndarray]]:
+    """The curves of each class that has both normal and anomalous images."""
     import numpy as np
 
-    from features import predict
+    from deploy.report import curves
 
-    count, image_size = len(rows), store.method.model.image_size
-    if parallel.is_main():
-        arrays = [np.empty(count, np.float32), np.empty(count, np.float32)]
-        if map_dtype:
-            arrays += [np.empty((count, image_size, image_size), dtype) for dtype in (map_dtype, bool)]
-    for batch in store.batches(rows, batch_size):
-        batch_scores, batch_maps = predict(store.method, batch["features"], class_name, sigma)
-        share = [batch["rows"], batch_scores, batch["mask"].mean(dim=(1, 2))]
-        if map_dtype:
-            share += [batch_maps, batch["mask"] > 0]
-        for places, *values in parallel.gather_to_main([value.cpu().numpy() for value in share]):
-            for array, value in zip(arrays, values, strict=True):
-                array[places] = value[: len(places)]
-            progress.update(len(places))
-    if not parallel.is_main():
-        return None
-    return tuple(arrays) if map_dtype else (*arrays, None, None)
+    made = {}
+    for class_name in dataset.classes:
+        chosen = [i for i, entry in enumerate(dataset.entries) if entry.class_name == class_name]
+        labels = np.array([dataset.entries[i].label for i in chosen])
+        if 0 < labels.sum() < len(labels):
+            made[class_name] = curves(labels, np.array([scores[i] for i in chosen]))
+    return made
 
 
 def set_references(method: Base, class_name: str, references: Subset) -> None:
@@ -241,57 +277,21 @@ def draw_references(args: argparse.Namespace, method: Base, class_names: list[st
 
 
 def read_finished(path: Path, key: dict) -> dict[str, dict]:
-    """Metrics of the classes that an interrupted run finished, if it ran the test that `key` describes."""
+    """What is known of the classes that an interrupted run finished, if it ran the test that `key` describes."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["key"] != json.loads(json.dumps(key)):
             return {}
         sound = all(
-            values.keys() == set(key["metrics"]) and all(isinstance(v, float | None) for v in values.values())
-            for values in content["classes"].values()
+            each["metrics"].keys() == set(key["metrics"])
+            and all(isinstance(value, float | None) for value in each["metrics"].values())
+            and all(isinstance(score, float) and isinstance(map_max, float) for score, map_max in each["images"])
+            and isinstance(each["kinds"], dict)
+            for each in content["classes"].values()
         )
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return {}
     return content["classes"] if sound else {}
-
-
-def evaluate(
-    names: list[str], labels: list[int], scores: np.ndarray, masks: np.ndarray | None, maps: np.ndarray | None
-) -> dict[str, float | None]:
-    """The metrics of one class in percent; None where the class has no normal images or no masks."""
-    import metrics
-
-    image_level = {"image_auroc": metrics.image_auroc, "image_ap": metrics.image_ap}
-    pixel_level = {
-        "pixel_auroc": metrics.pixel_auroc,
-        "pixel_aupro": metrics.pixel_aupro,
-        "pixel_aupro_exact": metrics.pixel_aupro_exact,
-    }
-    values = {}
-    for name in names:
-        if name in image_level:
-            value = image_level[name](labels, scores)
-        else:
-            value = None if masks is None else pixel_level[name](masks, maps)
-        values[name] = None if value is None else 100 * value
-    return values
-
-
-def mean(values: list[float | None]) -> float | None:
-    """Plain mean over the classes that have a value."""
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
-
-
-def format_table(names: list[str], rows: dict[str, dict[str, float | None]]) -> str:
-    """The released table: a row per class and a column per metric, percent with one decimal, `-` for None."""
-    from tabulate import tabulate
-
-    cells = [
-        [label.replace("|", "\\|"), *("-" if values[name] is None else f"{values[name]:.1f}" for name in names)]
-        for label, values in rows.items()
-    ]
-    return tabulate(cells, headers=["objects", *names], tablefmt="pipe", disable_numparse=True)
 
 
 def show_class(
@@ -299,9 +299,7 @@ def show_class(
     folder: Path,
     dataset: AnomalyDataset,
     rows: list[int],
-    scores: np.ndarray,
-    masks: np.ndarray | None,
-    maps: np.ndarray,
+    predicted: Predicted,
     journal: Journal,
     method: Base,
 ) -> None:
@@ -316,6 +314,7 @@ def show_class(
     from pictures import Scale, panel, thumbnail
 
     names = output_names([entry.image_path for entry in dataset.entries])
+    scores, maps, masks = predicted.scores, predicted.maps, predicted.masks
     scale = Scale(float(maps.min()), float(maps.max()))
     highest = len(method.settings.get("features_list", [None]))
     for place, row in enumerate(rows):

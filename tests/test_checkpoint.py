@@ -104,6 +104,7 @@ def test_a_checkpoint_is_tested_with_the_activation_of_its_training(data, weight
     assert run(monkeypatch, "test", *arguments, "--checkpoint_path", tmp_path / "plain" / "epoch_1.pth") == 0
     assert run(monkeypatch, "test", *arguments, *named, "--checkpoint_path", tmp_path / "plain" / "epoch_1.pth") == 2
     check_error(capsys, "epoch_1.pth was trained with QuickGELU, but .* is run with GELU here; give --model and")
+    arguments = ("--data_path", data, "--save_path", tmp_path / "test of named", *common)
     assert run(monkeypatch, "test", *arguments, *named, "--checkpoint_path", tmp_path / "named" / "epoch_1.pth") == 0
 
 
