@@ -29,6 +29,23 @@ def read(monkeypatch, *arguments) -> int:
     )
 
 
+def test_figures_of_other_data_or_another_training_are_not_compared(tmp_path, monkeypatch, capsys):
+    """They stand there without a difference, and the reason below; one's own data sets stand beside the paper's."""
+    write_run(tmp_path, "coop", "btad", (92.5, 94.9, 91.1, 80.0))
+    write_run(tmp_path, "vand", "btad", (92.5, 94.9, 91.1, 80.0))
+    write_run(tmp_path, "vand", "mine", (50.0, 60.0, 70.0, 80.0))
+    rows = ["path,class,specie,label,score,map_max", *(f"{i}.png,01,,{int(i > 2)},0.5,0.5" for i in range(5))]
+    (tmp_path / "coop" / "seed111" / "btad" / "scores.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "vand" / "seed111" / "btad" / "flags.txt").write_text("--method vand, trained on visa\n")
+    (tmp_path / "vand" / "seed111" / "mine" / "flags.txt").write_text("--method vand, trained on visa\n")
+    assert read(monkeypatch, "table1", "--results", tmp_path, "--data_sets", "btad", "mine") == 0
+    text = squeeze(capsys.readouterr().out)
+    assert "!" not in text.split("! differs")[0]
+    assert "Not compared: btad: 3 normal and 2 anomalous images here, 451 and 290 in the paper.\n" in text
+    assert "Not compared: btad: trained on visa here, on mvtec in the paper.\n" in text
+    assert "mine: trained" not in text and "| mine | ours | - | - | - | 50.0, 60.0 | - | - |" in text
+
+
 def test_a_row_per_variant_beside_the_papers(tmp_path, monkeypatch, capsys):
     """The exact text of table 5: marks, missing runs, missing metrics."""
     write_run(tmp_path, "anomalyclip", "mvtec", (92.5, 94.94, 91.14, None))

@@ -117,12 +117,13 @@ def test_the_runs_of_table_1(copy):
         f"test.py --dataset visa --data_path data/visa --save_path {results}/clip_ac/seed111/visa "
         "--metrics image-pixel-level --seed 111 --method clip_ac --precision bf16 --device cuda:1",
         f"train.py --dataset mvtec --train_data_path data/mvtec --save_path {checkpoints}/vand/trained_on_mvtec/seed111"
-        " --seed 111 --resume --method vand --precision bf16 --epoch 3 --device cuda:1",
+        " --seed 111 --resume --keep_checkpoints 1 --method vand --precision bf16 --epoch 3 --mosaics 0.2 "
+        "--device cuda:1",
         f"train.py --dataset visa --train_data_path data/visa --save_path {checkpoints}/vand/trained_on_visa/seed111"
-        " --seed 111 --resume --method vand --precision bf16 --device cuda:1",
+        " --seed 111 --resume --keep_checkpoints 1 --method vand --precision bf16 --device cuda:1",
         "train.py --dataset visa --train_data_path data/visa "
         f"--save_path {checkpoints}/anomalyclip/trained_on_visa/seed111 "
-        f"--seed 111 --resume --method anomalyclip {paper} --precision bf16 --device cuda:1",
+        f"--seed 111 --resume --keep_checkpoints 1 --method anomalyclip {paper} --precision bf16 --device cuda:1",
         f"test.py --dataset mvtec --data_path data/mvtec --save_path {results}/anomalyclip/seed111/mvtec "
         "--metrics image-pixel-level --seed 111 "
         f"--checkpoint_path {checkpoints}/anomalyclip/trained_on_visa/seed111/epoch_15.pth --device cuda:1",

@@ -16,11 +16,13 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from generate_dataset_json.builder import DATASETS
 from scripts.paper.tables import LEVELS, TABLES, Table, levels_of
 from utils import InputError, nonempty_path, run_cli, write_text
 
@@ -36,10 +38,12 @@ class Cell(NamedTuple):
     std: float | None  # None: fewer than two seeds
     seeds: int
     paper: float | None
+    comparable: bool = True  # whether the paper's figure is of the same data and training
 
     @property
     def difference(self) -> float | None:
-        return None if self.ours is None or self.paper is None else round(self.ours - self.paper, 1) + 0.0
+        known = self.ours is not None and self.paper is not None and self.comparable
+        return round(self.ours - self.paper, 1) + 0.0 if known else None
 
     @property
     def mark(self) -> str:
@@ -68,8 +72,8 @@ def read_results(args: argparse.Namespace) -> None:
     if not args.results.is_dir():
         raise InputError(f"--results {args.results}: no such folder; run bash scripts/{args.table}.sh first")
     published = {} if args.no_paper else read_json(PAPER).get(args.table, {})
-    cells = read_cells(args.results, table, sets, published)
-    text = markdown(table, sets, cells, bool(published))
+    cells, others = read_cells(args.results, table, sets, published)
+    text = markdown(table, sets, cells, bool(published), others)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{args.table}.md", text)
     write_text(out / f"{args.table}.csv", to_csv(args.table, table, cells))
@@ -84,12 +88,21 @@ def read_results(args: argparse.Namespace) -> None:
 # reading
 
 
-def read_cells(results: Path, table: Table, sets: dict[str, list[str]], published: dict) -> Cells:
-    """Every cell of a table, with the means and standard deviations over the seeds that there are."""
-    cells = {}
+def read_cells(
+    results: Path, table: Table, sets: dict[str, list[str]], published: dict
+) -> tuple[Cells, dict[str, None]]:
+    """Every cell of a table, with the means and standard deviations over the seeds that there are.
+
+    And the reasons why some are not to be compared with the paper's, each once.
+    """
+    cells, others = {}, {}
     for variant in table.variants:
         for key in dict.fromkeys(sets["image"] + sets["pixel"]):
-            runs = [read_run(path, key) for path in sorted((results / variant).glob(f"seed*/{key}/metrics.json"))]
+            paths = sorted((results / variant).glob(f"seed*/{key}/metrics.json"))
+            runs = [read_run(path, key) for path in paths]
+            reasons = [reason for path in paths for reason in why_not_comparable(path.parent, variant, key)]
+            if variant in published and key in published[variant]:
+                others |= dict.fromkeys(reasons)
             for level, (_, metrics) in LEVELS.items():
                 for metric in metrics if key in sets[level] else ():
                     values = [run[metric] for run in runs if run.get(metric) is not None]
@@ -98,8 +111,28 @@ def read_cells(results: Path, table: Table, sets: dict[str, list[str]], publishe
                         round(statistics.stdev(values), 1) if len(values) > 1 else None,
                         len(values),
                         published.get(variant, {}).get(key, {}).get(metric),
+                        not reasons,
                     )
-    return cells
+    return cells, others
+
+
+def why_not_comparable(run: Path, variant: str, key: str) -> list[str]:
+    """Why the paper's figures of a data set are of something else than this run: other images, another training."""
+    reasons = []
+    if key in DATASETS and (run / "scores.csv").is_file():
+        with open(run / "scores.csv", encoding="utf-8", newline="") as file:
+            labels = [row.get("label") for row in csv.DictReader(file)]
+        size, known = (labels.count("0"), labels.count("1")), DATASETS[key].test_size
+        if size != known:
+            reasons.append(
+                f"{key}: {size[0]} normal and {size[1]} anomalous images here, {known[0]} and {known[1]} in the paper"
+            )
+    if (run / "flags.txt").is_file():
+        _, _, trained = (run / "flags.txt").read_text(encoding="utf-8").strip().partition(", trained on ")
+        usual = "colondb_train" if variant.endswith("_colon") else "visa" if key == "mvtec" else "mvtec"
+        if trained and trained != usual:
+            reasons.append(f"{key}: trained on {trained} here, on {usual} in the paper")
+    return reasons
 
 
 def read_run(path: Path, key: str) -> dict[str, float | None]:
@@ -133,7 +166,9 @@ def read_json(path: Path) -> dict:
 # text
 
 
-def markdown(table: Table, sets: dict[str, list[str]], cells: Cells, with_paper: bool) -> str:
+def markdown(
+    table: Table, sets: dict[str, list[str]], cells: Cells, with_paper: bool, others: Iterable[str] = ()
+) -> str:
     """Title, tables and notes."""
     lines = {"ours": ours}
     if with_paper:
@@ -149,6 +184,7 @@ def markdown(table: Table, sets: dict[str, list[str]], cells: Cells, with_paper:
         notes.append(f"Mean ± standard deviation over {number} seeds.")
     if with_paper:
         notes.append(f"! differs from the paper by more than {TOLERANCE:g} point.")
+        notes += [f"Not compared: {reason}." for reason in others]
     notes.append("Percent; - was not run" + (" or not published." if with_paper else "."))
     return "\n".join([f"## {table.title}", "", *parts, *(f"{note}  " for note in notes[:-1]), notes[-1], ""])
 

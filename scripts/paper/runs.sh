@@ -125,8 +125,8 @@ clip_baselines() {
     untrained winclip --method winclip $WINCLIP_FLAGS
 }
 
-# vand VARIANT: as its authors trained it, 3 epochs on MVTec AD, 15 on other sets.
-vand() { MVTEC_FLAGS="--epoch 3" trained "$1" --method vand $MODEL_FLAGS; }
+# vand VARIANT: as its authors trained it, 3 epochs and mosaics on MVTec AD, 15 epochs on other sets.
+vand() { MVTEC_FLAGS="--epoch 3 --mosaics 0.2" trained "$1" --method vand $MODEL_FLAGS; }
 
 coop() { trained coop --method coop $MODEL_FLAGS; }
 
@@ -230,7 +230,7 @@ run_training() {
         fi
         attempt "training $variant on $auxiliary, seed $seed" \
             "$PYTHON" $LAUNCHER train.py --dataset "$auxiliary" --train_data_path "$DATA_ROOT/$auxiliary" \
-            ${META_ROOT:+--meta "$META_ROOT/$auxiliary.json"} --save_path "$folder" --seed "$seed" --resume $flags $MACHINE_FLAGS || return 1
+            ${META_ROOT:+--meta "$META_ROOT/$auxiliary.json"} --save_path "$folder" --seed "$seed" --resume --keep_checkpoints 1 $flags $MACHINE_FLAGS || return 1
         echo "$flags" >"$folder/flags.txt"
     fi
     CHECKPOINT=$folder/epoch_$(ls "$folder" | sed -n 's/^epoch_\([0-9]*\)\.pth$/\1/p' | sort -n | tail -n 1).pth
