@@ -148,7 +148,9 @@ def main() -> None:
     base = seconds.get("plain", seconds["fp32"])
     errors = {}
     print(
-        f"| {machine()['processor']} | s | ratio | error of score | of map | MB beyond weights |\n|---|---|---|---|---|---|"
+        f"| {machine()['processor']} | s | ratio | error of score | of map | MB beyond weights |",
+        "|---|---|---|---|---|---|",
+        sep="\n",
     )
     for name, taken in seconds.items():
         score, maps = (each[:1] for each in as_batch(results[name]))
