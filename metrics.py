@@ -10,10 +10,11 @@ The pixel metrics give what scikit-learn and loops over thresholds give, but sor
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
-from sklearn.metrics import auc, average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 FPR_LIMIT = 0.3
 AUPRO_STEPS = 200
+AUPIMO_LIMITS = (1e-5, 1e-4)  # of the false positive rate of normal images
 EIGHT_NEIGHBOURS = np.ones((3, 3))
 
 
@@ -31,6 +32,15 @@ def image_ap(labels: ArrayLike, scores: ArrayLike) -> float | None:
     """Average precision of image scores, anomalous being the positive class. Arguments and None as in image_auroc."""
     labels, scores = _checked(labels, scores, "labels", "scores", ndim=1)
     return float(average_precision_score(labels, scores)) if labels.any() and not labels.all() else None
+
+
+def image_f1_max(labels: ArrayLike, scores: ArrayLike) -> float | None:
+    """The largest F1 that a threshold of image scores reaches. Arguments and None as in image_auroc."""
+    labels, scores = _checked(labels, scores, "labels", "scores", ndim=1)
+    if not labels.any() or labels.all():
+        return None
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return float((2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)).max())
 
 
 def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float | None:
@@ -52,6 +62,66 @@ def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float | None:
             twice_right_order += int(np.searchsorted(normal, values, side).sum())
         anomalous_pixels += values.size
     return twice_right_order / (2 * anomalous_pixels * normal.size)
+
+
+def pixel_ap(masks: ArrayLike, maps: ArrayLike) -> float | None:
+    """Average precision over all pixels of all images, as scikit-learn defines it.
+
+    masks: (N, H, W), 1 where anomalous, else 0; maps: (N, H, W), higher means more anomalous.
+    None when there is no normal or no anomalous pixel.
+    """
+    masks, maps = _checked(masks, maps, "masks", "maps", ndim=3)
+    if not masks.any() or masks.all():
+        return None
+    counts, hits, false = _points_at_anomalous_values(masks, maps)
+    return float((counts * (hits / (hits + false))).sum() / hits[0])
+
+
+def pixel_f1_max(masks: ArrayLike, maps: ArrayLike) -> float | None:
+    """The largest F1 over all pixels of all images that a threshold reaches. Arguments and None as in pixel_ap."""
+    masks, maps = _checked(masks, maps, "masks", "maps", ndim=3)
+    if not masks.any() or masks.all():
+        return None
+    _, hits, false = _points_at_anomalous_values(masks, maps)
+    return float((2 * hits / (hits[0] + hits + false)).max())
+
+
+def _points_at_anomalous_values(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each distinct value of anomalous pixels, ascending: how many have it; anomalous, normal pixels not below it.
+
+    The points of the precision-recall curve at other values change neither its average precision nor its largest F1:
+    there are as many hits as at the next one of these, and more false alarms.
+    """
+    normal = _sorted_normal_pixels(masks, maps)
+    values, counts = np.unique(maps[masks].astype(normal.dtype, copy=False), return_counts=True)
+    return counts, _cumulate_from_top(counts), normal.size - np.searchsorted(normal, values, "left")
+
+
+def aupimo(masks: ArrayLike, maps: ArrayLike) -> float | None:
+    """Mean per-image recall at very few false alarms on normal images (Bertoldo et al., AUPIMO, BMVC 2024).
+
+    masks: (N, H, W), 1 where anomalous, else 0; maps: (N, H, W), higher means more anomalous.
+    None when no image is normal throughout, or none has an anomalous pixel.
+
+    At each threshold, FPR is the share of the normal images' pixels that are not below it, and the recall of an
+    anomalous image the share of its anomalous pixels. The recall is averaged over FPR from 1e-5 to 1e-4 on a
+    logarithmic axis, and over the anomalous images. Every value is a threshold, and between two of them nothing
+    changes: so an anomalous pixel counts for as much of the axis as lies above the FPR at which it is let in.
+    """
+    masks, maps = _checked(masks, maps, "masks", "maps", ndim=3)
+    anomalous = masks.any(axis=(1, 2))
+    if anomalous.all() or not anomalous.any():
+        return None
+    normal = maps[~anomalous].astype(_float_dtype(maps)).ravel()
+    normal.sort()
+    lowest, highest = AUPIMO_LIMITS
+    recalls = []
+    for mask, image_map in zip(masks[anomalous], maps[anomalous], strict=True):
+        values = image_map[mask].astype(normal.dtype, copy=False)
+        fpr = (normal.size - np.searchsorted(normal, values, "left")) / normal.size
+        shares = np.log(highest / np.clip(fpr, lowest, highest)) / np.log(highest / lowest)
+        recalls.append(np.minimum(shares, 1).mean())
+    return float(np.mean(recalls))
 
 
 def pixel_aupro(masks: ArrayLike, maps: ArrayLike) -> float | None:

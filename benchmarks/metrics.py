@@ -1,4 +1,4 @@
-"""AUROC, AUPRO: the released procedure in plain loops and scikit-learn against metrics.py, on random maps.
+"""The released AUPRO in plain loops and scikit-learn against metrics.py, on random maps.
 
 python benchmarks/metrics.py            # 40 maps of 518 x 518, then memory with 400
 python benchmarks/metrics.py --small    # 10 maps of 260 x 260
@@ -55,10 +55,14 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few seconds instead of a minute")
     small = parser.parse_args().small
 
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     # The project's metrics.py and not this file: `common` has put the root before this folder.
-    from metrics import pixel_aupro, pixel_aupro_exact, pixel_auroc
+    from metrics import aupimo, pixel_ap, pixel_aupro, pixel_aupro_exact, pixel_auroc, pixel_f1_max
+
+    def plain_f1_max(masks: np.ndarray, maps: np.ndarray) -> float:
+        precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
+        return (2 * precision * recall / np.maximum(precision + recall, 1e-300)).max()
 
     count, side = (10, 260) if small else (40, 518)
     masks, maps = random_maps(count, side)
@@ -67,6 +71,8 @@ def main() -> None:
     for name, plain, ours in (
         ("aupro", plain_aupro, pixel_aupro),
         ("pixel_auroc", lambda m, v: roc_auc_score(m.ravel(), v.ravel()), pixel_auroc),
+        ("pixel_ap", lambda m, v: average_precision_score(m.ravel(), v.ravel()), pixel_ap),
+        ("pixel_f1_max", plain_f1_max, pixel_f1_max),
     ):
         paths = {"plain": lambda f=plain: f(masks, maps), "ours": lambda f=ours: f(masks, maps)}
         seconds, values = alternate(paths, rounds=2)
@@ -77,9 +83,11 @@ def main() -> None:
         print(f"    values {values['plain']:.6f} and {values['ours']:.6f}, difference {errors[name]:.1e}")
 
     masks, maps = random_maps(10 * count, side)
+    masks[::2] = False  # normal images, which AUPIMO needs
     memory = {}
     for name, function in (
         ("aupro", pixel_aupro), ("pixel_auroc", pixel_auroc), ("aupro_exact", pixel_aupro_exact),
+        ("pixel_ap", pixel_ap), ("pixel_f1_max", pixel_f1_max), ("aupimo", aupimo),
     ):  # fmt: skip
         tracemalloc.start()
         function(masks, maps)

@@ -5,13 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from metrics import image_ap, image_auroc, pixel_aupro, pixel_aupro_exact, pixel_auroc
+from metrics import (
+    aupimo,
+    image_ap,
+    image_auroc,
+    image_f1_max,
+    pixel_ap,
+    pixel_aupro,
+    pixel_aupro_exact,
+    pixel_auroc,
+    pixel_f1_max,
+)
 
 REFERENCE = Path(__file__).parent / "data" / "metrics_reference.npz"
-PIXEL_METRICS = [pixel_auroc, pixel_aupro, pixel_aupro_exact]
-IMAGE_METRICS = [image_auroc, image_ap]
+PIXEL_METRICS = [pixel_auroc, pixel_aupro, pixel_aupro_exact, pixel_ap, pixel_f1_max]
+IMAGE_METRICS = [image_auroc, image_ap, image_f1_max]
 
 
 def find_regions(mask):
@@ -163,7 +173,7 @@ def test_maps_without_information():
 def test_perfect_and_inverted_maps():
     """A perfect binary map has no FPR above 0, so nothing that the released AUPRO could rescale."""
     masks = random_case(0)[0]
-    assert [metric(masks, masks.astype(np.float32)) for metric in PIXEL_METRICS] == [1, None, 1]
+    assert [metric(masks, masks.astype(np.float32)) for metric in PIXEL_METRICS] == [1, None, 1, 1, 1]
     assert pixel_auroc(masks, -masks.astype(np.float32)) == 0
     assert pixel_aupro_exact(masks, -masks.astype(np.float32)) == 0
 
@@ -229,3 +239,96 @@ def test_image_input_errors(metric):
         metric([0, 1], [0.1, np.nan])
     with pytest.raises(ValueError, match="labels must hold only 0"):
         metric([0, 2], [0.1, 0.2])
+
+
+# F1-max, average precision of pixels, AUPIMO
+
+
+def f1_max_by_scikit_learn(truth, values) -> float:
+    precision, recall, _ = precision_recall_curve(truth, values)
+    both = precision + recall
+    return float((2 * precision * recall / np.where(both == 0, 1, both)).max())
+
+
+def f1_max_by_loop(truth, values) -> float:
+    """At each value as the threshold, counted."""
+    best = 0.0
+    for threshold in np.unique(values):
+        above = values >= threshold
+        best = max(best, 2 * (above & truth).sum() / (above.sum() + truth.sum()))
+    return best
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_f1_max_and_average_precision_are_scikit_learns(seed, ties):
+    stream = np.random.RandomState(seed)
+    masks = stream.rand(5, 13, 11) < (0.02, 0.2, 0.5, 0.97)[seed]
+    masks[0, 0, :2] = True, False
+    maps = (stream.rand(5, 13, 11) + 0.3 * masks).astype(np.float32)
+    maps = maps.round(1) if ties else maps
+    assert pixel_ap(masks, maps) == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12)
+    assert pixel_f1_max(masks, maps) == pytest.approx(f1_max_by_scikit_learn(masks.ravel(), maps.ravel()), abs=1e-12)
+    assert pixel_f1_max(masks, maps) == pytest.approx(f1_max_by_loop(masks, maps), abs=1e-12)
+    labels, scores = masks[:, 0].ravel(), maps[:, 0].ravel()
+    assert image_f1_max(labels, scores) == pytest.approx(f1_max_by_loop(labels, scores), abs=1e-12)
+
+
+def test_f1_max_and_average_precision_by_hand():
+    """Anomalous: 4 and 2; normal: 3 and 1. At 2: 2 hits, 1 false alarm. AP: 1/2 * 1/1 + 1/2 * 2/3."""
+    masks, maps = np.array([[[1, 0], [1, 0]]]), np.array([[[4.0, 3.0], [2.0, 1.0]]])
+    assert pixel_f1_max(masks, maps) == image_f1_max(masks.ravel(), maps.ravel()) == pytest.approx(2 * 2 / (2 + 3))
+    assert pixel_ap(masks, maps) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+
+
+def pimo_arrays(seed):
+    """25 normal images of 200 x 200 pixels, so that FPR 1e-5 is 10 pixels, and 6 with a rectangle that stands out."""
+    stream = np.random.RandomState(seed)
+    masks, maps = np.zeros((31, 200, 200), bool), stream.standard_normal((31, 200, 200)).astype(np.float32)
+    for index in range(25, 31):
+        top, left = stream.randint(0, 160, 2)
+        masks[index, top : top + 30, left : left + 25] = True
+        maps[index] += 0.6 * (index - 22) * masks[index]
+    return masks, maps
+
+
+# What anomalib 2.7.0 gives for each anomalous image of these arrays (aupimo_scores, 300,000 thresholds).
+ANOMALIB = {
+    0: [0.0174, 0.067909, 0.154507, 0.341341, 0.571749, 0.778134],
+    1: [0.02184, 0.05912, 0.175028, 0.345471, 0.575061, 0.785773],
+    2: [0.020801, 0.053751, 0.169647, 0.339082, 0.580607, 0.788723],
+}
+
+
+@pytest.mark.parametrize("seed", ANOMALIB)
+def test_aupimo_is_anomalibs(seed):
+    """To its own error: it interpolates between thresholds that do not meet every pixel."""
+    masks, maps = pimo_arrays(seed)
+    assert aupimo(masks, maps) == pytest.approx(np.mean(ANOMALIB[seed]), abs=1e-5)
+    one = np.r_[0:25, 28]  # of one anomalous image alone
+    assert aupimo(masks[one], maps[one]) == pytest.approx(ANOMALIB[seed][3], abs=5e-5)
+
+
+def aupimo_by_loop(masks, maps) -> float:
+    """The definition on a fine grid of false positive rates: the recall at the lowest threshold that keeps each."""
+    anomalous = masks.any(axis=(1, 2))
+    normal = np.sort(maps[~anomalous].ravel())[::-1]
+    rates = np.exp(np.linspace(np.log(1e-5), np.log(1e-4), 4001))
+    recalls = []
+    for mask, values in zip(masks[anomalous], maps[anomalous], strict=True):
+        at = [(values[mask] > normal[int(rate * normal.size + 1e-9)]).mean() for rate in rates]
+        recalls.append(np.trapezoid(at, np.log(rates)) / np.log(10))
+    return float(np.mean(recalls))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_aupimo_by_its_definition(ties):
+    masks, maps = pimo_arrays(5)
+    maps = maps.round(1) if ties else maps
+    assert aupimo(masks, maps) == pytest.approx(aupimo_by_loop(masks, maps), abs=2e-3)
+
+
+def test_aupimo_needs_normal_images_and_anomalous_ones():
+    masks, maps = pimo_arrays(0)
+    assert aupimo(masks[25:], maps[25:]) is None and aupimo(masks[:25], maps[:25]) is None
+    assert aupimo(masks, np.where(masks, 9, 0)) == 1 and aupimo(masks, np.where(masks, -9, 0)) == 0
