@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from dataset import AnomalyDataset
 
 IMAGE_LEVEL = ("image_auroc", "image_ap", "image_f1_max")
-PIXEL_LEVEL = ("pixel_auroc", "pixel_aupro", "pixel_aupro_exact", "pixel_ap", "pixel_f1_max")
-LEFT_OUT = ("aupimo",)  # looks at so few pixels that bins do not tell them apart
+PIXEL_LEVEL = ("pixel_auroc", "pixel_aupro", "pixel_aupro_exact", "pixel_ap", "pixel_f1_max", "aupimo")
 LEVELS = 65536  # values of a map's file
 BINS = 2000  # that pixels are counted in
-AUPRO_STEPS, FPR_LIMIT = 200, 0.3  # as in metrics.py
+AUPRO_STEPS, FPR_LIMIT, AUPIMO_LIMITS = 200, 0.3, (1e-5, 1e-4)  # as in metrics.py
 FEW = 10  # images of a class and label; with fewer the intervals are too short
 AT_ONCE = 64  # draws
 CHANCE, NO_CHANCE, SAME = "could be chance", "unlikely to be chance", "no difference"
@@ -118,7 +117,10 @@ def main() -> None:
     for group in (base, *others):
         check_seeds(group)
 
-    weights = {name: draw(labels, args.draws, args.seed) for name, labels in labels_of(runs[0]).items()}
+    weights = {
+        name: draw(labels, args.draws, [args.seed, number])
+        for number, (name, labels) in enumerate(labels_of(runs[0]).items())
+    }
     values, notes = image_values(runs, weights), []
     if args.metrics == "image-pixel-level":
         reason, datasets = open_datasets(runs)
@@ -269,10 +271,10 @@ def rows_of(run: Run) -> dict[str, list[int]]:
 # drawing and measuring
 
 
-def draw(labels: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def draw(labels: np.ndarray, draws: int, seed: list[int]) -> np.ndarray:
     """How often each image is drawn, (1 + draws, N): once in the first row, which is observed, then at random.
 
-    labels: (N,), of the images of a class; as many of each label are drawn as there are.
+    labels: (N,), of the images of a class; as many of each label are drawn as there are. seed: of the draws of this class.
     """
     import numpy as np
 
@@ -401,7 +403,7 @@ def pixel_values(
             for row in rows[name]:
                 pixels.append(read_pixels(run, dataset, row, files[run.paths[row]]))
                 progress.update()
-            for metric, value in pixel_metrics(pixels, highest(run), drawn).items():
+            for metric, value in pixel_metrics(pixels, drawn).items():
                 values[metric][place, number] = 100 * value
     progress.close()
     return values
@@ -431,13 +433,13 @@ def read_pixels(run: Run, dataset: AnomalyDataset, row: int, name: str) -> Pixel
     return Pixels(levels[~mask], levels[mask], regions[mask].astype(np.int32) - 1)
 
 
-def pixel_metrics(pixels: list[Pixels], highest: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+def pixel_metrics(pixels: list[Pixels], weights: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of PIXEL_LEVEL in each draw (D,), of one class, as fractions; NaN where there is none.
 
     pixels: of the N images; weights: (D, N), how often each image is drawn.
 
-    All but pixel_aupro from BINS bins, each of as much of the mixture of normal and anomalous pixels, half and half;
-    pixel_aupro at the thresholds that all images together give.
+    From BINS bins, each of as much of the mixture of normal and anomalous pixels, half and half; but aupimo from bins
+    that are as wide as each other on a logarithmic axis of FPR.
     """
     import numpy as np
 
@@ -450,32 +452,19 @@ def pixel_metrics(pixels: list[Pixels], highest: float, weights: np.ndarray) -> 
         return values
     share = (normal / normal.sum() + anomalous / anomalous.sum()) / 2
     bins = np.minimum((share.cumsum() - share / 2) * BINS, BINS - 1).astype(np.int64)  # of each level
-    steps = aupro_steps(np.flatnonzero(share), highest)
     in_bins = [weights @ each for each in histograms(pixels, bins)]
-    in_steps = None if steps is None else [weights @ each for each in histograms(pixels, steps)]
+    both = [np.concatenate([image.normal, image.anomalous]) for image in pixels]
+    lowest = np.where(weights > 0, [each.min() for each in both], LEVELS - 1).min(1).astype(np.int64)
+    largest = np.where(weights > 0, [each.max() for each in both], 0).max(1).astype(np.int64)
+    normal_images, _, recalls = (weights @ each for each in aupimo_histograms(pixels))
     for part in parts(len(weights)):
         normal, anomalous, regions = (each[part] for each in in_bins)
         for metric, value in curve_metrics(anomalous, normal).items():
             values[f"pixel_{metric}"][part] = value
         values["pixel_aupro_exact"][part] = aupro_exact(normal, regions)
-        if in_steps is not None:
-            values["pixel_aupro"][part] = aupro(in_steps[0][part], in_steps[2][part])
+        values["aupimo"][part] = aupimo(normal_images[part], recalls[part])
+        values["pixel_aupro"][part] = aupro(normal, regions, bins, lowest[part], largest[part])
     return values
-
-
-def aupro_steps(found: np.ndarray, highest: float) -> np.ndarray | None:
-    """How many of the thresholds of metrics.pixel_aupro each level exceeds (LEVELS,); None: the maps are constant.
-
-    found: the levels that occur, rising.
-    """
-    import numpy as np
-
-    from deploy.maps import map_from_uint16
-
-    values = map_from_uint16(np.arange(LEVELS), highest)
-    lowest, largest = values[found[0]], values[found[-1]]
-    step = (largest - lowest) / np.float32(AUPRO_STEPS)
-    return None if step == 0 else np.searchsorted(np.arange(lowest, largest, step), values, side="left")
 
 
 def histograms(pixels: list[Pixels], bins: np.ndarray) -> list[np.ndarray]:
@@ -495,16 +484,50 @@ def histograms(pixels: list[Pixels], bins: np.ndarray) -> list[np.ndarray]:
     return made
 
 
-def aupro(normal: np.ndarray, regions: np.ndarray) -> np.ndarray:
+def aupimo_histograms(pixels: list[Pixels]) -> list[np.ndarray]:
+    """As `histograms`, but pixels of normal images alone, and all anomalous pixels of an image as one region."""
+    import numpy as np
+
+    images = [
+        Pixels(each.normal[: 0 if each.anomalous.size else None], each.anomalous, np.zeros_like(each.regions))
+        for each in pixels
+    ]
+    alarms = from_top(sum(np.bincount(image.normal, minlength=LEVELS) for image in images))  # at each level
+    depth = np.log1p(alarms) / max(np.log1p(alarms[0]), 1)
+    return histograms(images, ((1 - depth) * (BINS - 1)).astype(np.int64))
+
+
+def aupimo(normal: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+    """metrics.aupimo of each draw (D,); NaN where there is none. Arguments (D, B): see `aupimo_histograms`."""
+    import numpy as np
+
+    alarms, (lowest, highest) = from_top(normal), AUPIMO_LIMITS
+    with np.errstate(invalid="ignore"):
+        fpr = np.clip(alarms / alarms[:, :1], lowest, highest)
+        return (recalls * np.log(highest / fpr)).sum(1) / recalls.sum(1) / np.log(highest / lowest)
+
+
+def aupro(
+    normal: np.ndarray, regions: np.ndarray, bins: np.ndarray, lowest: np.ndarray, largest: np.ndarray
+) -> np.ndarray:
     """metrics.pixel_aupro of each draw (D,); NaN where there is none.
 
-    normal, regions: (D, T + 1), pixels and shares of regions that exceed 0, 1, ... T of the thresholds.
+    normal, regions: (D, B), as `histograms` gives. bins: the bin of each level (LEVELS,). lowest, largest: level of the
+    maps that are drawn (D,), which the thresholds span. A threshold within a bin parts it as it parts its levels.
     """
     import numpy as np
 
-    alarms, found = from_top(normal), from_top(regions)
+    lowest, largest = lowest[:, None], largest[:, None]
+    above = np.minimum(lowest + np.arange(AUPRO_STEPS) * (largest - lowest) // AUPRO_STEPS + 1, LEVELS - 1)
+    places = bins[above]  # (D, T), as everything below
+    first, behind = (np.searchsorted(bins, places, side) for side in ("left", "right"))
+    below = (above - first) / (behind - first)  # share of the bin
     with np.errstate(invalid="ignore"):
-        fpr, pro = (alarms / alarms[:, :1])[:, 1:], (found / found[:, :1])[:, 1:]
+        fpr, pro = (
+            (np.take_along_axis(from_top(each), places, 1) - below * np.take_along_axis(each, places, 1))
+            / each.sum(1, keepdims=True)
+            for each in (normal, regions)
+        )
         kept = fpr < FPR_LIMIT  # from some threshold on
         widest = np.where(kept, fpr, 0).max(1)
         steps = np.where(kept[:, :-1], fpr[:, :-1] - fpr[:, 1:], 0)
@@ -538,9 +561,9 @@ def with_mean(values: np.ndarray) -> np.ndarray:
     import numpy as np
 
     of_known = values[:, known(values)]
-    there = np.isfinite(of_known)
+    there = np.isfinite(of_known).all(0)
     with np.errstate(invalid="ignore"):
-        mean = np.where(there, of_known, 0).sum(1, keepdims=True) / there.sum(1, keepdims=True)
+        mean = np.where(there, of_known, 0).sum(1, keepdims=True) / there.sum(0)
     return np.concatenate([values, mean], axis=1)
 
 

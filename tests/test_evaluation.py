@@ -125,6 +125,15 @@ def test_another_checkpoint_into_the_same_folder(data, trained, tmp_path, monkey
     assert names == {"args.json", "log.txt", "metrics.json", "table.md", "scores.csv"}
 
 
+def test_more_metrics_are_further_columns(data, trained, tmp_path, monkeypatch):
+    flags = ("--data_path", data, "--checkpoint_path", trained / "epoch_2.pth", "--save_path", tmp_path, *MACHINE)
+    assert run(monkeypatch, "test", *flags, "--more_metrics") == 0
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    expected = ["pixel_auroc", "pixel_aupro", "image_auroc", "image_ap"]
+    assert list(content["mean"]) == [*expected, "pixel_ap", "pixel_f1_max", "aupimo", "image_f1_max"]
+    assert all(0 <= value <= 100 for values in content["classes"].values() for value in values.values())
+
+
 def test_names_of_columns():
     assert metric_names("image-level") == ["image_auroc", "image_ap"]
     assert metric_names("image-level", more=[]) == ["image_auroc", "image_ap", "image_f1_max"]
