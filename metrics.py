@@ -7,6 +7,8 @@ arrays or CPU tensors; maps of float16 are read as float32, float64 stays float6
 The pixel metrics give what scikit-learn and loops over thresholds give, but sort or bin each pixel only once.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
@@ -15,6 +17,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 FPR_LIMIT = 0.3
 AUPRO_STEPS = 200
 AUPIMO_LIMITS = (1e-5, 1e-4)  # of the false positive rate of normal images
+PIXELS_AT_ONCE = 2**20
 EIGHT_NEIGHBOURS = np.ones((3, 3))
 
 
@@ -69,32 +72,28 @@ def pixel_ap(masks: ArrayLike, maps: ArrayLike) -> float | None:
 
     masks: (N, H, W), 1 where anomalous, else 0; maps: (N, H, W), higher means more anomalous.
     None when there is no normal or no anomalous pixel.
+
+    Computed as the mean over anomalous pixels of the precision at their value as the threshold.
     """
     masks, maps = _checked(masks, maps, "masks", "maps", ndim=3)
     if not masks.any() or masks.all():
         return None
-    counts, hits, false = _points_at_anomalous_values(masks, maps)
-    return float((counts * (hits / (hits + false))).sum() / hits[0])
+    precisions = sum((hits / (hits + false)).sum() for hits, false in _counts_at_anomalous_pixels(masks, maps))
+    return float(precisions / masks.sum())
 
 
 def pixel_f1_max(masks: ArrayLike, maps: ArrayLike) -> float | None:
-    """The largest F1 over all pixels of all images that a threshold reaches. Arguments and None as in pixel_ap."""
+    """The largest F1 over all pixels of all images that a threshold reaches. Arguments and None as in pixel_ap.
+
+    Only the values of anomalous pixels are tried: any other threshold has as many hits as the next of these above it,
+    and more false alarms.
+    """
     masks, maps = _checked(masks, maps, "masks", "maps", ndim=3)
     if not masks.any() or masks.all():
         return None
-    _, hits, false = _points_at_anomalous_values(masks, maps)
-    return float((2 * hits / (hits[0] + hits + false)).max())
-
-
-def _points_at_anomalous_values(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each distinct value of anomalous pixels, ascending: how many have it; anomalous, normal pixels not below it.
-
-    The points of the precision-recall curve at other values change neither its average precision nor its largest F1:
-    there are as many hits as at the next one of these, and more false alarms.
-    """
-    normal = _sorted_normal_pixels(masks, maps)
-    values, counts = np.unique(maps[masks].astype(normal.dtype, copy=False), return_counts=True)
-    return counts, _cumulate_from_top(counts), normal.size - np.searchsorted(normal, values, "left")
+    anomalous = masks.sum()
+    points = _counts_at_anomalous_pixels(masks, maps)
+    return float(max((2 * hits / (anomalous + hits + false)).max() for hits, false in points))
 
 
 def aupimo(masks: ArrayLike, maps: ArrayLike) -> float | None:
@@ -103,24 +102,35 @@ def aupimo(masks: ArrayLike, maps: ArrayLike) -> float | None:
     masks: (N, H, W), 1 where anomalous, else 0; maps: (N, H, W), higher means more anomalous.
     None when no image is normal throughout, or none has an anomalous pixel.
 
-    At each threshold, FPR is the share of the normal images' pixels that are not below it, and the recall of an
-    anomalous image the share of its anomalous pixels. The recall is averaged over FPR from 1e-5 to 1e-4 on a
-    logarithmic axis, and over the anomalous images. Every value is a threshold, and between two of them nothing
-    changes: so an anomalous pixel counts for as much of the axis as lies above the FPR at which it is let in.
+    At each threshold, FPR is the share of the normal images' pixels that are not below it (the mean of the images' own
+    rates, as they have one size), and the recall of an anomalous image the share of its anomalous pixels. The recall is
+    averaged over FPR from 1e-5 to 1e-4 on a logarithmic axis, by the trapezoid rule, and over the anomalous images.
+    All distinct thresholds are used and the curve is cut at the limits, where anomalib takes 300,000 thresholds and the
+    nearest to the limits. Up to the first false alarm the recall is 0, but for pixels above all of the normal images:
+    with fewer than 1e5 pixels in these, that is part of the range, and anomalib refuses.
     """
     masks, maps = _checked(masks, maps, "masks", "maps", ndim=3)
     anomalous = masks.any(axis=(1, 2))
     if anomalous.all() or not anomalous.any():
         return None
-    normal = maps[~anomalous].astype(_float_dtype(maps)).ravel()
-    normal.sort()
-    lowest, highest = AUPIMO_LIMITS
+    normal, total = _highest(maps[~anomalous].astype(_float_dtype(maps), copy=False).ravel(), AUPIMO_LIMITS[1])
+    limits = np.log(AUPIMO_LIMITS)
     recalls = []
-    for mask, image_map in zip(masks[anomalous], maps[anomalous], strict=True):
-        values = image_map[mask].astype(normal.dtype, copy=False)
-        fpr = (normal.size - np.searchsorted(normal, values, "left")) / normal.size
-        shares = np.log(highest / np.clip(fpr, lowest, highest)) / np.log(highest / lowest)
-        recalls.append(np.minimum(shares, 1).mean())
+    for index in np.flatnonzero(anomalous):
+        # Each anomalous pixel is a ramp, as in pixel_aupro_exact, here over the logarithm of FPR; it is a step where no
+        # normal pixel has its value, or none has a higher one.
+        values = maps[index][masks[index]].astype(normal.dtype, copy=False)
+        start = normal.size - np.searchsorted(normal, values, "right")
+        end = normal.size - np.searchsorted(normal, values, "left")
+        start = np.where(start == 0, end, start)
+        counts = np.array([start, end])
+        start, end = np.log(np.where(counts == 0, AUPIMO_LIMITS[0], counts / total))  # above all: from the lowest on
+        lowest, highest = (
+            (np.clip(limit, start, end) - start) ** 2 / (2 * np.where(end > start, end - start, 1))
+            + np.maximum(limit - end, 0)
+            for limit in limits
+        )
+        recalls.append(np.minimum((highest - lowest) / (limits[1] - limits[0]), 1).mean())
     return float(np.mean(recalls))
 
 
@@ -228,6 +238,26 @@ def _sorted_normal_pixels(masks: np.ndarray, maps: np.ndarray) -> np.ndarray:
     normal = maps[~masks].astype(_float_dtype(maps), copy=False)
     normal.sort()
     return normal
+
+
+def _counts_at_anomalous_pixels(masks: np.ndarray, maps: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Anomalous and normal pixels that are not below each anomalous pixel, a million of these at a time."""
+    normal = _sorted_normal_pixels(masks, maps)
+    anomalous = maps[masks].astype(normal.dtype, copy=False)
+    anomalous.sort()
+    for first in range(0, anomalous.size, PIXELS_AT_ONCE):
+        values = anomalous[first : first + PIXELS_AT_ONCE]
+        yield tuple(pixels.size - np.searchsorted(pixels, values, "left") for pixels in (anomalous, normal))
+
+
+def _highest(values: np.ndarray, share: float) -> tuple[np.ndarray, int]:
+    """More than this share of the values, the highest with all ties, ascending; and the number of all.
+
+    values: (N,), reordered in place.
+    """
+    cut = max(values.size - int(share * values.size) - 1, 0)
+    values.partition(cut)
+    return np.sort(values[values >= values[cut]]), values.size
 
 
 def _cumulate_from_top(histogram: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The released AUPRO in plain loops and scikit-learn against metrics.py, on random maps.
+"""The released AUPRO in plain loops, scikit-learn and anomalib's AUPIMO against metrics.py, on random maps.
 
 python benchmarks/metrics.py            # 40 maps of 518 x 518, then memory with 400
 python benchmarks/metrics.py --small    # 10 maps of 260 x 260
@@ -6,13 +6,17 @@ python benchmarks/metrics.py --small    # 10 maps of 260 x 260
 
 import argparse
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 from common import alternate, finish, matrix_product_rate, peak_memory
 
 
 def random_maps(count: int, side: int, regions: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (bool) with discs and maps (float32) that are higher there; both (count, side, side)."""
+    """Masks (bool) with discs and maps (float32) that are higher there; both (count, side, side).
+
+    regions: discs in each image; 0: normal images.
+    """
     from scipy import ndimage
 
     stream = np.random.RandomState(seed)
@@ -50,6 +54,35 @@ def plain_aupro(masks: np.ndarray, maps: np.ndarray) -> float:
     return auc((fprs - fprs.min()) / (fprs.max() - fprs.min()), pros[kept])
 
 
+def plain_aupimo(masks: np.ndarray, maps: np.ndarray) -> float:
+    """anomalib's procedure: 300,000 thresholds, at which the pixels of every image are counted by two sorts of it."""
+    normal = ~masks.any((1, 2))
+    thresholds = np.linspace(maps[normal].min(), maps[normal].max(), 300_000, dtype=maps.dtype)
+    fprs, recalls = [], []
+    for mask, values in zip(masks, maps, strict=True):
+        above = []
+        for pixels in (mask, ~mask):
+            ordered = np.sort(np.where(pixels, values, -np.inf), axis=None)
+            above.append(ordered.size - np.searchsorted(ordered, thresholds))
+        if mask.any():
+            recalls.append(above[0] / mask.sum())
+        else:
+            fprs.append(above[1] / mask.size)
+    fpr = np.mean(fprs, axis=0)
+    last, first = (np.argmin(np.abs(fpr - limit)) for limit in (1e-4, 1e-5))
+    recalls = np.array(recalls)[:, last : first + 1]
+    return float(np.trapezoid(recalls[:, ::-1], np.log(fpr[last : first + 1][::-1])).mean() / np.log(10))
+
+
+def traced_memory(function: Callable, *arrays: np.ndarray) -> int:
+    """The most that a call allocates at a time, in bytes."""
+    tracemalloc.start()
+    function(*arrays)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a few seconds instead of a minute")
@@ -67,32 +100,34 @@ def main() -> None:
     count, side = (10, 260) if small else (40, 518)
     masks, maps = random_maps(count, side)
     print(f"{count} maps of {side} x {side}, 3 regions each, {100 * masks.mean():.1f} % anomalous")
-    ratios, errors = {}, {}
-    for name, plain, ours in (
-        ("aupro", plain_aupro, pixel_aupro),
-        ("pixel_auroc", lambda m, v: roc_auc_score(m.ravel(), v.ravel()), pixel_auroc),
-        ("pixel_ap", lambda m, v: average_precision_score(m.ravel(), v.ravel()), pixel_ap),
-        ("pixel_f1_max", plain_f1_max, pixel_f1_max),
+    # AUPIMO needs normal images: half as many, beside half of the others, whose defects stand out more here.
+    with_normal = np.concatenate([masks[::2], np.zeros_like(masks[::2])])
+    normal_maps = random_maps(count // 2, side, regions=0, seed=1)[1]
+    with_normal = with_normal, np.concatenate([maps[::2] + 2 * masks[::2], normal_maps])
+
+    ratios, errors, memory = {}, {}, {}
+    for name, plain, ours, arrays in (
+        ("aupro", plain_aupro, pixel_aupro, (masks, maps)),
+        ("pixel_auroc", lambda m, v: roc_auc_score(m.ravel(), v.ravel()), pixel_auroc, (masks, maps)),
+        ("pixel_ap", lambda m, v: average_precision_score(m.ravel(), v.ravel()), pixel_ap, (masks, maps)),
+        ("pixel_f1_max", plain_f1_max, pixel_f1_max, (masks, maps)),
+        ("aupimo", plain_aupimo, aupimo, with_normal),
     ):
-        paths = {"plain": lambda f=plain: f(masks, maps), "ours": lambda f=ours: f(masks, maps)}
+        paths = {"plain": lambda f=plain, a=arrays: f(*a), "ours": lambda f=ours, a=arrays: f(*a)}
         seconds, values = alternate(paths, rounds=2)
         ratios[name], errors[name] = seconds["plain"] / seconds["ours"], abs(values["plain"] - values["ours"])
-        print(
-            f"{name}: plain {seconds['plain']:.2f} s, ours {seconds['ours']:.2f} s, {ratios[name]:.1f} times faster, "
-        )
+        print(f"{name}: plain {seconds['plain']:.2f} s, ours {seconds['ours']:.2f} s, {ratios[name]:.1f} times faster")
         print(f"    values {values['plain']:.6f} and {values['ours']:.6f}, difference {errors[name]:.1e}")
+        needed = [traced_memory(f, *arrays) / arrays[1].nbytes for f in (plain, ours)]
+        print(f"    memory: plain {needed[0]:.2f} times the maps, ours {needed[1]:.2f}, on top")
 
     masks, maps = random_maps(10 * count, side)
     masks[::2] = False  # normal images, which AUPIMO needs
-    memory = {}
     for name, function in (
         ("aupro", pixel_aupro), ("pixel_auroc", pixel_auroc), ("aupro_exact", pixel_aupro_exact),
         ("pixel_ap", pixel_ap), ("pixel_f1_max", pixel_f1_max), ("aupimo", aupimo),
     ):  # fmt: skip
-        tracemalloc.start()
-        function(masks, maps)
-        memory[name] = tracemalloc.get_traced_memory()[1] / maps.nbytes
-        tracemalloc.stop()
+        memory[name] = traced_memory(function, masks, maps) / maps.nbytes
         print(
             f"{name} of {10 * count} maps: {memory[name]:.2f} times the {maps.nbytes / 1e6:.0f} MB of the maps, on top"
         )

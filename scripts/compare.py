@@ -274,7 +274,7 @@ def rows_of(run: Run) -> dict[str, list[int]]:
 def draw(labels: np.ndarray, draws: int, seed: list[int]) -> np.ndarray:
     """How often each image is drawn, (1 + draws, N): once in the first row, which is observed, then at random.
 
-    labels: (N,), of the images of a class; as many of each label are drawn as there are. seed: of the draws of this class.
+    labels: (N,), of the images of a class; as many of each label are drawn as there are. seed: of this class's draws.
     """
     import numpy as np
 

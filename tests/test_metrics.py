@@ -1,5 +1,6 @@
-"""The metrics against scikit-learn, values of the released implementation, and loops that are slow and plain."""
+"""The metrics against scikit-learn, values of the released code and of anomalib, and loops that are slow and plain."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+import metrics
 from metrics import (
     aupimo,
     image_ap,
@@ -20,7 +22,8 @@ from metrics import (
 )
 
 REFERENCE = Path(__file__).parent / "data" / "metrics_reference.npz"
-PIXEL_METRICS = [pixel_auroc, pixel_aupro, pixel_aupro_exact, pixel_ap, pixel_f1_max]
+ANOMALIB = json.loads((Path(__file__).parent / "data" / "aupimo_reference.json").read_text())["cases"]
+PIXEL_METRICS = [pixel_auroc, pixel_aupro, pixel_aupro_exact, pixel_ap, pixel_f1_max, aupimo]
 IMAGE_METRICS = [image_auroc, image_ap, image_f1_max]
 
 
@@ -173,7 +176,7 @@ def test_maps_without_information():
 def test_perfect_and_inverted_maps():
     """A perfect binary map has no FPR above 0, so nothing that the released AUPRO could rescale."""
     masks = random_case(0)[0]
-    assert [metric(masks, masks.astype(np.float32)) for metric in PIXEL_METRICS] == [1, None, 1, 1, 1]
+    assert [metric(masks, masks.astype(np.float32)) for metric in PIXEL_METRICS] == [1, None, 1, 1, 1, 1]
     assert pixel_auroc(masks, -masks.astype(np.float32)) == 0
     assert pixel_aupro_exact(masks, -masks.astype(np.float32)) == 0
 
@@ -292,40 +295,94 @@ def pimo_arrays(seed):
     return masks, maps
 
 
-# What anomalib 2.7.0 gives for each anomalous image of these arrays (aupimo_scores, 300,000 thresholds).
-ANOMALIB = {
-    0: [0.0174, 0.067909, 0.154507, 0.341341, 0.571749, 0.778134],
-    1: [0.02184, 0.05912, 0.175028, 0.345471, 0.575061, 0.785773],
-    2: [0.020801, 0.053751, 0.169647, 0.339082, 0.580607, 0.788723],
-}
+def aupimo_of_each_image(masks, maps):
+    return [aupimo(masks[[*range(25), index]], maps[[*range(25), index]]) for index in range(25, 31)]
 
 
-@pytest.mark.parametrize("seed", ANOMALIB)
-def test_aupimo_is_anomalibs(seed):
-    """To its own error: it interpolates between thresholds that do not meet every pixel."""
-    masks, maps = pimo_arrays(seed)
-    assert aupimo(masks, maps) == pytest.approx(np.mean(ANOMALIB[seed]), abs=1e-5)
-    one = np.r_[0:25, 28]  # of one anomalous image alone
-    assert aupimo(masks[one], maps[one]) == pytest.approx(ANOMALIB[seed][3], abs=5e-5)
+@pytest.mark.parametrize("case", [case for case in ANOMALIB if not case["rounding"]])
+def test_aupimo_is_anomalibs(case):
+    """To its own error: where a normal and an anomalous pixel lie between the same two of its thresholds, it draws one
+    slope for two steps. That is at most one of 750 pixels, for half the way from FPR 1.0e-5 to 1.1e-5: 2.8e-5.
+    """
+    masks, maps = pimo_arrays(case["seed"])
+    np.testing.assert_allclose(aupimo_of_each_image(masks, maps), case["aupimo"], rtol=0, atol=2.8e-5)
+    assert aupimo(masks, maps) == pytest.approx(np.mean(case["aupimo"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in ANOMALIB if case["rounding"]])
+def test_aupimo_with_ties_is_anomalibs(case, monkeypatch):
+    """Few enough values that its thresholds meet them all, and limits that the curve meets: no error is left."""
+    monkeypatch.setattr(metrics, "AUPIMO_LIMITS", case["limits"])
+    masks, maps = pimo_arrays(case["seed"])
+    maps = maps.astype(np.float16) if case["rounding"] == "float16" else maps.round(1)
+    np.testing.assert_allclose(aupimo_of_each_image(masks, maps), case["aupimo"], rtol=0, atol=1e-12)
+
+
+def test_aupimo_of_rounded_maps():
+    masks, maps = pimo_arrays(0)
+    assert aupimo(masks, maps.astype(np.float16)) == pytest.approx(aupimo(masks, maps), abs=5e-5)
+    assert aupimo(masks, maps.round(1)) == pytest.approx(aupimo(masks, maps), abs=1e-3)
 
 
 def aupimo_by_loop(masks, maps) -> float:
-    """The definition on a fine grid of false positive rates: the recall at the lowest threshold that keeps each."""
+    """Every value above 3 as a threshold, and the curve of each image integrated point by point.
+
+    The maps are rounded, so these are few, and reach beyond FPR 1e-4.
+    """
     anomalous = masks.any(axis=(1, 2))
-    normal = np.sort(maps[~anomalous].ravel())[::-1]
-    rates = np.exp(np.linspace(np.log(1e-5), np.log(1e-4), 4001))
+    limits = np.log([1e-5, 1e-4])
+    thresholds = np.unique([*maps[maps > 3], np.inf])[::-1]
+    fpr = np.array([(maps[~anomalous] >= threshold).mean() for threshold in thresholds])
     recalls = []
     for mask, values in zip(masks[anomalous], maps[anomalous], strict=True):
-        at = [(values[mask] > normal[int(rate * normal.size + 1e-9)]).mean() for rate in rates]
-        recalls.append(np.trapezoid(at, np.log(rates)) / np.log(10))
+        recall = np.array([(values[mask] >= threshold).mean() for threshold in thresholds])
+        before = recall[fpr == 0].max()  # of pixels above all normal ones: it holds up to the first false alarm
+        x, y = np.log(fpr[fpr > 0]), recall[fpr > 0]
+        x, y = np.concatenate([[-99, x[0]], x]), np.concatenate([[before, before], y])
+        ends = [np.searchsorted(x, limit) for limit in limits]
+        at_ends = [
+            y[k - 1] + (limit - x[k - 1]) / (x[k] - x[k - 1]) * (y[k] - y[k - 1])
+            for k, limit in zip(ends, limits, strict=True)
+        ]
+        x = np.concatenate([limits[:1], x[ends[0] : ends[1]], limits[1:]])
+        y = np.concatenate([at_ends[:1], y[ends[0] : ends[1]], at_ends[1:]])
+        recalls.append(area_under(x, y) / np.log(10))
     return float(np.mean(recalls))
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_aupimo_by_its_definition(ties):
+@pytest.mark.parametrize("normal_images", [25, 2])
+@pytest.mark.parametrize("decimals", [1, 2])
+def test_aupimo_by_its_definition(decimals, normal_images):
+    """2 normal images have 80,000 pixels: the range starts below the first false alarm."""
     masks, maps = pimo_arrays(5)
-    maps = maps.round(1) if ties else maps
-    assert aupimo(masks, maps) == pytest.approx(aupimo_by_loop(masks, maps), abs=2e-3)
+    masks, maps = masks[25 - normal_images :], maps[25 - normal_images :].round(decimals)
+    assert aupimo(masks, maps) == pytest.approx(aupimo_by_loop(masks, maps), abs=1e-12)
+
+
+def test_aupimo_by_hand():
+    """Of 100,000 normal pixels with values 0, 1, 2, ..., FPR 1e-5 is one. Recall over the tenfold range of FPR:
+
+    1 for a pixel above all; from 3e-5 on for one below the highest three; for one equal to the fourth highest, half of
+    the way from 3e-5 to 4e-5 and all from there; 0 for one below the highest ten.
+    """
+    masks, maps = np.zeros((3, 250, 400), bool), np.zeros((3, 250, 400))
+    maps[0] = np.arange(100_000).reshape(250, 400)
+    masks[1, 0, :4] = masks[2, 7, 7] = True
+    maps[1, 0, :4] = 200_000, 99_996.5, 99_996, 99_989.5
+    maps[2, 7, 7] = 99_996.5
+    from_three = 1 - np.log10(3)
+    tied = 1 - (np.log10(3) + np.log10(4)) / 2
+    first, second = (1 + from_three + tied + 0) / 4, from_three
+    assert aupimo(masks[:2], maps[:2]) == pytest.approx(first, abs=1e-12)
+    assert aupimo(masks, maps) == pytest.approx((first + second) / 2, abs=1e-12)  # images count alike, not pixels
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_points_in_pieces(at_once, monkeypatch):
+    masks, maps = random_case(1)
+    whole = pixel_ap(masks, maps), pixel_f1_max(masks, maps)
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", at_once)
+    assert (pixel_ap(masks, maps), pixel_f1_max(masks, maps)) == pytest.approx(whole, abs=1e-12)
 
 
 def test_aupimo_needs_normal_images_and_anomalous_ones():
