@@ -498,13 +498,24 @@ def aupimo_histograms(pixels: list[Pixels]) -> list[np.ndarray]:
 
 
 def aupimo(normal: np.ndarray, recalls: np.ndarray) -> np.ndarray:
-    """metrics.aupimo of each draw (D,); NaN where there is none. Arguments (D, B): see `aupimo_histograms`."""
+    """metrics.aupimo of each draw (D,); NaN where there is none. Arguments (D, B): see `aupimo_histograms`.
+
+    As there, the pixels of a bin are a ramp over the logarithm of FPR, or a step where nothing is above them.
+    """
     import numpy as np
 
-    alarms, (lowest, highest) = from_top(normal), AUPIMO_LIMITS
-    with np.errstate(invalid="ignore"):
-        fpr = np.clip(alarms / alarms[:, :1], lowest, highest)
-        return (recalls * np.log(highest / fpr)).sum(1) / recalls.sum(1) / np.log(highest / lowest)
+    alarms, (lowest, highest) = from_top(normal), np.log(AUPIMO_LIMITS)
+    above = alarms - normal
+    with np.errstate(invalid="ignore", divide="ignore"):
+        counts = (np.where(above == 0, alarms, above), alarms)
+        start, end = (np.where(each == 0, lowest, np.log(each / alarms[:, :1])) for each in counts)
+        width = np.where(end > start, end - start, 1)
+        areas = [
+            (np.clip(limit, start, end) - start) ** 2 / (2 * width) + np.maximum(limit - end, 0)
+            for limit in (lowest, highest)
+        ]
+        values = (recalls * np.minimum((areas[1] - areas[0]) / (highest - lowest), 1)).sum(1) / recalls.sum(1)
+    return np.where(alarms[:, 0] > 0, values, np.nan)
 
 
 def aupro(
