@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,15 +280,24 @@ def newest_checkpoint(folder: Path, record: dict, resume: bool) -> dict | None:
         raise InputError(f"{path} exists already; add --resume to continue from it, or give another --save_path")
     checkpoint = read_checkpoint(path, record["settings"]["method"]) | {"path": path}
     check_resumable(checkpoint, epochs[path])
+    for key, before, value in contradictions(checkpoint, record):
+        raise InputError(
+            f"--resume: {key} is {value!r} now but was {before!r} in {path}; repeat the first run's flags, or "
+            "give another --save_path"
+        )
+    return checkpoint
+
+
+def contradictions(checkpoint: dict, record: dict) -> Iterator[tuple[str, object, object]]:
+    """What a checkpoint holds otherwise than a `record` of settings and training: name, its value, the record's.
+
+    What an older version did not record is not compared.
+    """
     for part in ("settings", "training"):
         for key, value in record[part].items():
-            before = checkpoint[part].get(key, value)  # what an older version did not record is not compared
+            before = checkpoint[part].get(key, value)
             if before != value:
-                raise InputError(
-                    f"--resume: {key} is {value!r} now but was {before!r} in {path}; repeat the first run's flags, or "
-                    "give another --save_path"
-                )
-    return checkpoint
+                yield key, before, value
 
 
 def delete_older(folder: Path, epoch: int, keep: int, record: dict) -> None:
@@ -316,12 +326,7 @@ def is_of_run(path: Path, epoch: int, record: dict) -> bool:
     training = checkpoint.get("training")
     if not isinstance(training, dict) or checkpoint.get("epoch") != epoch:
         return False
-    return all(
-        checkpoint[part].get(key, value) == value
-        for part in ("settings", "training")
-        for key, value in record[part].items()
-        if key != "data_sets"  # folders may have got other names
-    )
+    return all(key == "data_sets" for key, _, _ in contradictions(checkpoint, record))  # folders may be renamed
 
 
 def check_resumable(checkpoint: dict, epoch: int) -> None:

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from AnomalyCLIP_lib.errors import one_line
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, write_rows
 
 NAME = "losses"  # of the files
 EVENTS = "tensorboard"  # folder of the events in the run folder
@@ -50,13 +50,8 @@ class LossCurves:
         """Note an epoch: the mean of each term of its loss, by name."""
         self.rows[epoch] = losses
         names = list(dict.fromkeys(name for terms in self.rows.values() for name in terms))
-        with (
-            atomic_path(self.folder / f"{NAME}.csv") as temporary,
-            open(temporary, "w", encoding="utf-8", newline="") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("epoch", *names))
-            writer.writerows((epoch, *(terms.get(name, "") for name in names)) for epoch, terms in self.rows.items())
+        rows = ((epoch, *(terms.get(name, "") for name in names)) for epoch, terms in self.rows.items())
+        write_rows(self.folder / f"{NAME}.csv", (("epoch", *names), *rows))
         if self.writer:
             for name, value in losses.items():
                 self.writer.add_scalar(f"loss/{name}", value, epoch)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import parallel
-from utils import atomic_path
+from utils import atomic_path, write_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,11 +150,11 @@ def format_table(names: list[str], rows: dict[str, dict[str, float | None]], fir
 
 def write_scores(path: Path, entries: list[Entry], images: Iterable[tuple[float, float]]) -> None:
     """Write scores.csv: a row an image, in the order of meta.json; `images`: score and maximum of the map of each."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(SCORES)
-        for entry, (score, map_max) in zip(entries, images, strict=True):
-            writer.writerow((entry.image_path, entry.class_name, entry.specie, entry.label, score, map_max))
+    rows = (
+        (entry.image_path, entry.class_name, entry.specie, entry.label, *values)
+        for entry, values in zip(entries, images, strict=True)
+    )
+    write_rows(path, (SCORES, *rows))
 
 
 def write_curves(folder: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
@@ -168,12 +167,13 @@ def write_curves(folder: Path, curves: dict[str, dict[str, np.ndarray]]) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with atomic_path(folder / "curves.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("class", "curve", "x", "y"))
-        for class_name, kinds in curves.items():
-            for kind, points in kinds.items():
-                writer.writerows((class_name, kind, *map(float, point)) for point in points)
+    rows = (
+        (class_name, kind, *map(float, point))
+        for class_name, kinds in curves.items()
+        for kind, points in kinds.items()
+        for point in points
+    )
+    write_rows(folder / "curves.csv", (("class", "curve", "x", "y"), *rows))
     axes_of = {"roc": ("false alarms", "hits"), "precision_recall": ("recall", "precision")}
     figure, both = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for axes, (kind, (x, y)) in zip(both, axes_of.items(), strict=True):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from pathlib import Path
 
 import parallel
 from checkpoint import file_sha256, open_method, read_checkpoint
 from evaluation import evaluate, format_table, mean, metric_names, predict_class
-from utils import InputError, atomic_path, get_logger, open_run, shown, write_json
+from utils import InputError, atomic_path, get_logger, open_run, shown, write_json, write_rows
 
 
 def find_epochs(folder: Path) -> dict[int, Path]:
@@ -100,10 +99,8 @@ def write_epochs(folder: Path, names: list[str], means: dict[int, dict[str, floa
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with atomic_path(folder / "epochs.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("epoch", *names))
-        writer.writerows((epoch, *values.values()) for epoch, values in means.items())
+    rows = ((epoch, *values.values()) for epoch, values in means.items())
+    write_rows(folder / "epochs.csv", (("epoch", *names), *rows))
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for name in names:
         points = [(epoch, values[name]) for epoch, values in means.items() if values[name] is not None]

@@ -23,8 +23,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.runtime import METADATA
 from options import add_flags
-from predict import MACHINE, Predictor, method_flags
+from predict import Predictor, method_options
 from utils import InputError, nonempty_path, run_cli, shown
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-METADATA = "anomalyclip"  # the key under which an ONNX file holds what the runtime needs to know
 ONE_FILE = 1.9e9  # bytes of weights that fit into a file with the graph; protobuf ends at 2 GB
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2}  # of scores and maps
 NEEDS = "export.py needs onnx, onnxscript and onnxruntime; pip install -r requirements/export.txt"
@@ -113,11 +113,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def open_predictor(args: argparse.Namespace) -> Predictor:
     """The method that the flags describe, in float32 on the CPU."""
-    import methods
-
-    flags = {flag for name in methods.names() for flag in method_flags(name)}
-    options = {name: getattr(args, name) for name in (*flags, *MACHINE, "method", "feature_map_layer")}
-    options |= {"precision": "fp32", "compile": False}
+    options = method_options(args) | {"precision": "fp32", "compile": False}
     return Predictor(args.checkpoint_path, "cpu", class_name=args.class_name, threads=args.threads, **options)
 
 

@@ -59,9 +59,13 @@ def overlay(
     threshold: float | None = None,
     text: str = "",
     bar: bool = True,
+    strength: float = 0.5,
 ) -> np.ndarray:
-    """A picture with its map over it, contours at the threshold, and with `bar` text and colour bar, at its size."""
-    shown = blend(picture, scale.colours(values))
+    """A picture with its map over it, contours at the threshold, and with `bar` text and colour bar, at its size.
+
+    strength: see `blend`.
+    """
+    shown = blend(picture, scale.colours(values), strength)
     if threshold is not None:
         outlines, _ = cv2.findContours(
             (values > threshold).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE

@@ -24,7 +24,7 @@ import methods
 import parallel
 from checkpoint import file_sha256, open_method
 from deploy.detector import BaseDetector
-from deploy.sources import Picture, check_apart, count_shared, find_pictures
+from deploy.sources import EXIT_CODES, Picture, add_source_flags, check_apart, count_shared, find_pictures
 from options import add_flags
 from utils import DRAWN, InputError, get_logger, nonempty_path, open_run, positive_int, processor, run_cli, write_json
 
@@ -45,14 +45,10 @@ MADE = ("predictions.csv", "regions.json", "report.html", "calibration.json")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Settings not given come from the checkpoint. Exit codes: 0 done; 1 done, but some pictures could not "
-        "be read; 2 bad input; 130 interrupted, and the same command goes on.",
+        epilog=f"Settings not given come from the checkpoint. {EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, folder, glob in quotes, or .txt list")
-    parser.add_argument(
-        "--save_path", type=nonempty_path, default=Path("results/predict"), help="folder for all results"
-    )
+    add_source_flags(parser, "results/predict")
     parser.add_argument("--checkpoint_path", type=nonempty_path, help="epoch_N.pth (none: hand-written prompts)")
     decisions = parser.add_argument_group("decisions")
     one = decisions.add_mutually_exclusive_group()
@@ -251,10 +247,14 @@ def check_normal(args: argparse.Namespace, normal: list[Picture]) -> None:
 
 def open_predictor(args: argparse.Namespace) -> Predictor:
     """The predictor that the command line describes."""
-    flags = {flag for name in methods.names() for flag in method_flags(name)}
-    options = {name: getattr(args, name) for name in (*flags, *MACHINE, "method", "feature_map_layer")}
     own = {name: getattr(args, name) for name in ("class_name", "tile", "overlap", "value_range", "batch_size")}
-    return Predictor(args.checkpoint_path, args.device, threads=args.threads, **own, **options)
+    return Predictor(args.checkpoint_path, args.device, threads=args.threads, **own, **method_options(args))
+
+
+def method_options(args: argparse.Namespace) -> dict:
+    """The options of a Predictor that name its method, from the flags of `options.add_flags`."""
+    flags = {flag for name in methods.names() for flag in method_flags(name)}
+    return {name: getattr(args, name) for name in (*flags, *MACHINE, "method", "feature_map_layer")}
 
 
 def run_key(args: argparse.Namespace, predictor: Predictor, pictures: list[Picture], normal: list[Picture]) -> dict:

@@ -154,8 +154,13 @@ def hand_written_features(model: AnomalyCLIP, class_names: list[str]) -> torch.T
     for name in class_names:
         for states in (NORMAL_STATES, ABNORMAL_STATES):
             prompts = ensemble_prompts(states, TEMPLATES, name.replace("_", " "))
-            features.append(F.normalize(model.encode_text(prompts), dim=-1).mean(dim=0))
+            features.append(mean_feature(model, prompts))
     return torch.stack(features).unflatten(0, (len(class_names), 2))
+
+
+def mean_feature(model: AnomalyCLIP, prompts: list[str]) -> torch.Tensor:
+    """The mean (D,) of the unit text features of prompts, itself not of unit length."""
+    return F.normalize(model.encode_text(prompts), dim=-1).mean(dim=0)
 
 
 def ensemble_prompts(states: tuple[str, ...], templates: tuple[str, ...], class_name: str) -> list[str]:

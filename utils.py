@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import errno
 import functools
 import json
@@ -12,7 +13,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO
@@ -258,6 +259,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write indented JSON atomically; key order is kept, non-ASCII letters stay readable."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Iterable]) -> None:
+    """Write rows of cells as CSV, UTF-8, atomically; what is no text as in `write_text`."""
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def open_run(folder: Path) -> logging.Logger:

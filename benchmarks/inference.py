@@ -11,6 +11,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from common import alternate, finish, generated_model, machine, matrix_product_rate, net_peak_memory
@@ -32,31 +33,20 @@ def multiplications(width: int, layers: int, patch: int, tokens: int, joint: int
     }
 
 
-def exported(model, text_features, layers: list[int], folder: Path) -> Path:
-    """The model with these text features as an ONNX file."""
-    import torch
+def exported(model, text_features, layers: list[int], folder: Path) -> dict[str, Path]:
+    """The model with these text features as ONNX files of export.py, by their precision."""
+    import methods
+    from export import size_in_bytes, trace, write_graph
 
-    from AnomalyCLIP_lib.similarity import anomaly_map, class_probabilities, full_size_matrix
-
-    matrix = full_size_matrix(model.grid, model.image_size, 4.0)
-
-    class Graph(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.visual = model.clip.visual
-
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            features = model.encode(images, layers)
-            scores = class_probabilities(features["image_features"], text_features)[:, 1]
-            return scores, matrix @ anomaly_map(features["patch_features"].unbind(1), text_features) @ matrix.T
-
-    example = torch.zeros(2, 3, model.image_size, model.image_size)
-    options = {"opset_version": 18, "dynamic_shapes": {"images": {0: "batch"}}, "external_data": False}
-    names = {"input_names": ["images"], "output_names": ["scores", "maps"]}
-    torch.onnx.export(Graph().eval(), (example,), dynamo=True, verbose=False, **options, **names).save(
-        folder / "model.onnx"
-    )
-    return folder / "model.onnx"
+    settings = methods.flags("anomalyclip")["SETTINGS"] | {"prompt": "hand-written", "features_list": layers}
+    method = methods.method_class("anomalyclip")(model, settings)
+    method.text_features = {"object": text_features}
+    named = {"method": method, "class_name": "object", "sigma": 4.0, "image_size": model.image_size}
+    program, graph = trace(SimpleNamespace(**named, record={"settings": {"method": "anomalyclip"}}), opset=18)
+    files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "int8")}
+    for precision, file in files.items():
+        write_graph(file, program, {}, precision, size_in_bytes(graph))
+    return files
 
 
 def onnxruntime_path(file: Path, image: np.ndarray) -> Callable[[], tuple]:
@@ -80,15 +70,6 @@ def openvino_path(file: Path, image: np.ndarray, precision: str) -> Callable[[],
     return run
 
 
-def quantised(file: Path) -> Path:
-    """The same graph with int8 matrix products, their ranges found as it runs."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    target = file.with_name("int8.onnx")
-    quantize_dynamic(file, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
-    return target
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="width 256, 12 blocks, 252 px")
@@ -103,14 +84,14 @@ def main() -> None:
 
     model, vision = generated_model(args.small, {"width": 128, "heads": 2, "layers": 2})
     image_size, dpam_layer = model.image_size, model.dpam_layer
-    image, text_features = torch.randn(1, 3, image_size, image_size), torch.randn(2, 768)
-    layers, pixels = [vision["layers"]], image.numpy()
+    image = torch.randint(0, 256, (1, 3, image_size, image_size), dtype=torch.uint8)
+    text_features, layers, pixels = torch.randn(2, 768), [vision["layers"]], image.numpy()
     half = copy.deepcopy(model)
     half.precision = "bf16"
     half.cast_vision_tower(torch.bfloat16)
     two = image.expand(2, -1, -1, -1)
     paths = {
-        "plain": lambda: plain_detect(model.clip, image, text_features, layers, dpam_layer, 4),
+        "plain": lambda: plain_detect(model.clip, model.normalize(image), text_features, layers, dpam_layer, 4),
         "fp32": lambda: model.detect(image, text_features, layers, 4),
         "bf16": lambda: half.detect(image, text_features, layers, 4),
         "bf16 of two": lambda: half.detect(two, text_features, layers, 4),
@@ -118,13 +99,11 @@ def main() -> None:
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         if set(args.only) - paths.keys():
             try:
-                file = exported(model, text_features, layers, Path(folder))
-                paths["ort"] = onnxruntime_path(file, pixels)
-                if "ort int8" in args.only:
-                    paths["ort int8"] = onnxruntime_path(quantised(file), pixels)
+                files = exported(model, text_features, layers, Path(folder))
+                paths["ort"] = onnxruntime_path(files["fp32"], pixels)
+                paths["ort int8"] = onnxruntime_path(files["int8"], pixels)
                 for name, hint in (("openvino", "f32"), ("openvino bf16", "bf16")):
-                    if name in args.only:
-                        paths[name] = openvino_path(file, pixels, hint)
+                    paths[name] = openvino_path(files["fp32"], pixels, hint)
             except ImportError as error:
                 print(f"left out, a library is missing: {error}")
         paths = {name: path for name, path in paths.items() if name in args.only or name == "fp32"}

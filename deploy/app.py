@@ -37,7 +37,6 @@ from deploy.page import (
     calibrate,
     check_share,
     csv_text,
-    draw,
     full_row,
     look_again,
     look_at,
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
     from deploy.detector import BaseDetector, Result
     from deploy.run import Seen
 
-FALSE_ALARMS = 0.05
 MAX_FILE = 100 << 20  # bytes of a picture's file
 MAX_VISITORS = 4  # whose pictures are kept; the one who was away longest loses them
 KEPT = (60, 1800)  # seconds: how often the page's files are looked through, and how old they get
@@ -308,9 +306,9 @@ def build_page(detector: BaseDetector, start: Calibration, name: str) -> gr.Bloc
     global gr  # gradio evaluates the annotations of what it calls
     import gradio as gr
 
-    from deploy.decisions import Calibration
+    from deploy.decisions import FALSE_ALARMS, Calibration
     from deploy.run import in_digits
-    from pictures import Scale, scale_around
+    from pictures import Scale, overlay, scale_around
 
     visits, tracker = Visits(start), gr.Progress()
     one_by_one = {"concurrency_id": "model", "concurrency_limit": 1}  # requests that run the model
@@ -339,14 +337,14 @@ def build_page(detector: BaseDetector, start: Calibration, name: str) -> gr.Bloc
         readable = visit.readable()
         gallery = []
         for each in readable:
-            drawn = draw(*map(cut, visit.small[each.number][:2]), scale, threshold, strength)
+            drawn = overlay(*map(cut, visit.small[each.number][:2]), scale, threshold, bar=False, strength=strength)
             gallery.append((drawn, f"{in_digits(each.result.score)} {calibration.decide(each.result.score)}".strip()))
         picture, values, own_values = visit.small.get(visit.chosen, (None, None, None))
         heat = own = None
         if picture is not None:
-            heat = draw(picture, values, scale, threshold, strength)
+            heat = overlay(picture, values, scale, threshold, bar=False, strength=strength)
         if own_values is not None:
-            own = draw(picture, own_values, Scale(0, detector.highest), None, strength)
+            own = overlay(picture, own_values, Scale(0, detector.highest), bar=False, strength=strength)
         rows = [full_row(each, calibration, visit.own.get(each.number)) for each in readable]
         name = next((each.picture.name for each in readable if each.number == visit.chosen), "")
         return [

@@ -7,7 +7,6 @@ import csv
 import io
 import math
 import os
-import statistics
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from deploy.decisions import Calibration
     from deploy.detector import BaseDetector, Result
     from deploy.run import Seen
-    from pictures import Scale
 
 MAX_PICTURES = 64  # at once
 MAX_PIXELS = 250_000_000  # of all pictures of a visitor: 7 bytes each stay in memory
@@ -53,14 +51,15 @@ def with_words(detector: BaseDetector, normal: str, abnormal: str) -> BaseDetect
     if max(map(len, prompts)) > MAX_PROMPTS:
         raise InputError(f"own words: more than {MAX_PROMPTS} prompts; leave some out")
     import torch
-    import torch.nn.functional as F
+
+    from prompt_ensemble import mean_feature
 
     model = detector.method.model
     for prompt in sum(prompts, []):
         if len(model.tokenizer.encode(prompt)) + 2 > model.tokenizer([prompt]).shape[1]:
             raise InputError(f"own words: {prompt[:40]!r}... is longer than the text encoder takes; shorten it")
     with torch.no_grad():
-        features = torch.stack([F.normalize(model.encode_text(each), dim=-1).mean(dim=0) for each in prompts])
+        features = torch.stack([mean_feature(model, each) for each in prompts])
     other = copy.copy(detector)
     other.method = copy.copy(detector.method)
     other.method.text_features = {detector.class_name: features}
@@ -167,15 +166,12 @@ def distinct(names: list[str]) -> list[str]:
 
 def calibrate(seen: list[Seen], false_alarms: float | None, made_with: dict) -> Calibration:
     """Thresholds from good pictures; InputError if those that could be read are too few for the share."""
-    import numpy as np
+    from deploy.decisions import from_rows
+    from deploy.run import measure
 
-    from deploy.decisions import from_normals
-
-    results = [each.result for each in seen if not each.error]
-    share = check_share(len(results), false_alarms)
-    medians = [float(np.median(result.map)) for result in results]
-    scores, maxima = [result.score for result in results], [result.map_max for result in results]
-    return from_normals(scores, maxima, statistics.median(medians), share, made_with)
+    rows = [measure(each)[0] for each in seen]
+    share = check_share(sum(not row.get("error") for row in rows), false_alarms)
+    return from_rows(rows, share, made_with)
 
 
 def check_share(number: int, false_alarms: float | None) -> float:
@@ -198,35 +194,14 @@ def full_row(seen: Seen, calibration: Calibration, own: Result | None = None, ou
 
     outlines: also regions, their number, and outlines, see `pictures.find_regions`; slow for large pictures.
     """
+    from deploy.run import decided
     from pictures import find_regions
 
-    row = seen.row()
-    if seen.error:
-        return row
-    score, threshold = seen.result.score, calibration.pixel_threshold
-    row |= {"p_value": calibration.p_value(score), "threshold": calibration.threshold}
-    row["decision"] = calibration.decide(score)
-    if threshold is not None:
-        row["anomalous_share"] = float((seen.result.map > threshold).mean())
-        if outlines:
-            row["outlines"] = find_regions(seen.result.map, threshold)
-            row["regions"] = len(row["outlines"])
-    return row | ({"own_score": own.score} if own else {})
-
-
-def draw(pixels: np.ndarray, values: np.ndarray, scale: Scale, threshold: float | None, strength: float) -> np.ndarray:
-    """A picture (H, W, 3) under its heat map (H, W) of this strength in [0, 1], with contours at the threshold."""
-    import cv2
-    import numpy as np
-
-    from pictures import CONTOUR, blend
-
-    shown = blend(pixels, scale.colours(values), strength)
-    if threshold is not None:
-        above = (values > threshold).astype(np.uint8)
-        outlines, _ = cv2.findContours(above, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        cv2.drawContours(shown, outlines, -1, CONTOUR, max(1, round(min(pixels.shape[:2]) / 200)))
-    return shown
+    row = decided(seen, calibration)
+    if outlines and "anomalous_share" in row:
+        row["outlines"] = find_regions(seen.result.map, calibration.pixel_threshold)
+        row["regions"] = len(row["outlines"])
+    return row | ({"own_score": own.score} if own and not seen.error else {})
 
 
 def shrink(array: np.ndarray, longest: int) -> np.ndarray:

@@ -7,7 +7,6 @@ on. Needs nothing but Python.
 
 from __future__ import annotations
 
-import csv
 import heapq
 import json
 import os
@@ -18,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from utils import atomic_path, write_json
+from utils import atomic_path, write_json, write_rows
 
 COLUMNS = (
     "path",
@@ -149,12 +148,15 @@ def csv_row(row: dict) -> list[str]:
 def write_csv(path: Path, rows: Iterable[dict]) -> int:
     """Write predictions.csv, one row a picture; how many rows have an error."""
     errors = 0
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+
+    def cells() -> Iterator[Iterable[str]]:
+        nonlocal errors
+        yield COLUMNS
         for row in rows:
-            writer.writerow(csv_row(row))
             errors += bool(row.get("error"))
+            yield csv_row(row)
+
+    write_rows(path, cells())
     return errors
 
 

@@ -110,6 +110,19 @@ def measure(seen: Seen) -> tuple[dict, None]:
     return row if seen.error else row | {"map_median": float(np.median(seen.result.map))}, None
 
 
+def decided(seen: Seen, calibration: Calibration) -> dict:
+    """The row of a picture with what a calibration says of its score and its map."""
+    row = seen.row()
+    if seen.error:
+        return row
+    score, threshold = seen.result.score, calibration.pixel_threshold
+    row |= {"p_value": calibration.p_value(score), "threshold": calibration.threshold}
+    row["decision"] = calibration.decide(score)
+    if threshold is not None:
+        row["anomalous_share"] = float((seen.result.map > threshold).mean())
+    return row
+
+
 @dataclass
 class Output:
     """Makes the rows of pictures, and writes what is drawn of them.
@@ -133,15 +146,10 @@ class Output:
 
     def __call__(self, seen: Seen) -> tuple[dict, bytes | None]:
         """Row and thumbnail of a picture, of which everything is on disk by then."""
-        row = seen.row()
+        row = decided(seen, self.calibration)
         if seen.error:
             return row, None
         values, threshold = seen.result.map, self.calibration.pixel_threshold
-        decision = self.calibration.decide(seen.result.score)
-        row |= {"p_value": self.calibration.p_value(seen.result.score), "threshold": self.calibration.threshold}
-        row["decision"] = decision
-        if threshold is not None:
-            row["anomalous_share"] = float((values > threshold).mean())
         name = self.names[seen.picture.name]
         if self.maps:
             write_image(self.folder / "maps" / name, map_to_uint16(values, self.highest))
@@ -157,7 +165,7 @@ class Output:
             row["regions"] = len(row["outlines"])
         scale = scale_around(threshold, self.calibration.map_median, self.highest)
         if self.overlays:
-            text = f"{in_digits(seen.result.score)} {decision}".strip()
+            text = f"{in_digits(seen.result.score)} {row['decision']}".strip()
             write_image(self.folder / "overlays" / name, overlay(seen.pixels, values, scale, threshold, text))
         return row, thumbnail(seen.pixels, values, scale, threshold) if self.thumbnails else None
 

@@ -14,13 +14,14 @@ import json
 import os
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deploy.detector import BaseDetector
-from deploy.sources import check_apart, find_pictures
+from deploy.sources import EXIT_CODES, add_source_flags, check_apart, find_pictures
 from utils import InputError, nonempty_path, open_run, positive_int, processor, run_cli, shown, write_json
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
     from deploy.decisions import Calibration
 
-METADATA = "anomalyclip"
+METADATA = "anomalyclip"  # the key under which a file holds what there is to know of its graph
 NEEDS = "needs onnxruntime; pip install -r deploy/requirements.txt"
-MEMORY = "there is no file of weights beside it; put {name}.data, which export.py wrote, into the same folder"
+WEIGHTLESS = "there is no file of weights beside it; put {name}.data, which export.py wrote, into the same folder"
 
 
 class Detector(BaseDetector):
@@ -119,18 +120,10 @@ def why_not_opened(path: str | os.PathLike, error: Exception) -> str:
     if impostor(path):
         return f"is {impostor(path)}"
     if "opset" in text.lower():
-        version = metadata_version("onnxruntime")
-        return f"onnxruntime {version} is too old for it; pip install --upgrade onnxruntime"
+        return f"onnxruntime {version('onnxruntime')} is too old for it; pip install --upgrade onnxruntime"
     if ".data" in text or "external data" in text.lower():
-        return MEMORY.format(name=os.path.basename(path))
+        return WEIGHTLESS.format(name=os.path.basename(path))
     return f"is no ONNX file, or cut off ({text[-120:]}); make it again with export.py"
-
-
-def metadata_version(package: str) -> str:
-    """The installed version of a package."""
-    from importlib import metadata
-
-    return metadata.version(package)
 
 
 def read_metadata(session: onnxruntime.InferenceSession, path: str | os.PathLike) -> dict:
@@ -159,16 +152,10 @@ def read_metadata(session: onnxruntime.InferenceSession, path: str | os.PathLike
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Exit codes: 0 done; 1 done, but some pictures could not be read; 2 bad input; 130 interrupted, and the "
-        "same command goes on.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=nonempty_path, metavar="MODEL", help="model.onnx of export.py")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, folder, glob in quotes, or .txt list")
-    parser.add_argument(
-        "--save_path", type=nonempty_path, default=Path("results/runtime"), help="folder for all results"
-    )
+    add_source_flags(parser, "results/runtime")
     parser.add_argument("--tile", type=int, metavar="N", help="also look at windows of N x N pixels; 0: do not")
     parser.add_argument("--overlap", type=float, help="share by which windows overlap (0.25)")
     parser.add_argument(
@@ -214,8 +201,8 @@ def look(args: argparse.Namespace) -> int:
     key = {"arguments": arguments, "model": stamp(str(args.model)), "pictures": named}
     journal = Journal(args.save_path, key)
     journal.take_over()
-    versions = detector.metadata["versions"] | {"onnxruntime": metadata_version("onnxruntime")}
-    versions |= {"python": platform.python_version(), "pillow": metadata_version("pillow")}
+    versions = detector.metadata["versions"] | {"onnxruntime": version("onnxruntime")}
+    versions |= {"python": platform.python_version(), "pillow": version("pillow")}
     record = {"arguments": vars(args), "made_with": detector.made_with, "versions": versions, "processor": processor()}
     write_json(args.save_path / "args.json", {"program": "deploy/runtime.py", **record})
     logger.info("%d pictures, %s", len(pictures), shown(args.model))

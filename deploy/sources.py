@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from utils import IMAGE_SUFFIXES, InputError, is_image
+from utils import IMAGE_SUFFIXES, InputError, is_image, nonempty_path
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 done, but some pictures could not be read; 2 bad input; 130 interrupted, and the same "
+    "command goes on."
+)
+
+
+def add_source_flags(parser: argparse.ArgumentParser, save_path: str) -> None:
+    """The flags that say which pictures are looked at, and where the results go; save_path: if nothing is said."""
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, folder, glob in quotes, or .txt list")
+    parser.add_argument("--save_path", type=nonempty_path, default=Path(save_path), help="folder for all results")
 
 
 @dataclass(frozen=True)

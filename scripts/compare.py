@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evaluation import metric_names
 from scripts.paper.read_results import pipe_table, read_json
 from utils import InputError, bounded, nonempty_path, nonnegative_int, run_cli, shown, write_json, write_text
 
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
 
     from dataset import AnomalyDataset
 
-IMAGE_LEVEL = ("image_auroc", "image_ap", "image_f1_max")
-PIXEL_LEVEL = ("pixel_auroc", "pixel_aupro", "pixel_aupro_exact", "pixel_ap", "pixel_f1_max", "aupimo")
+IMAGE_LEVEL = metric_names("image-level", more=())
+PIXEL_LEVEL = metric_names("pixel-level", exact_aupro=True, more=())
 LEVELS = 65536  # values of a map's file
 BINS = 2000  # that pixels are counted in
-AUPRO_STEPS, FPR_LIMIT, AUPIMO_LIMITS = 200, 0.3, (1e-5, 1e-4)  # as in metrics.py
 FEW = 10  # images of a class and label; with fewer the intervals are too short
 AT_ONCE = 64  # draws
 CHANCE, NO_CHANCE, SAME = "could be chance", "unlikely to be chance", "no difference"
@@ -504,6 +504,8 @@ def aupimo(normal: np.ndarray, recalls: np.ndarray) -> np.ndarray:
     """
     import numpy as np
 
+    from metrics import AUPIMO_LIMITS
+
     alarms, (lowest, highest) = from_top(normal), np.log(AUPIMO_LIMITS)
     above = alarms - normal
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -528,6 +530,8 @@ def aupro(
     """
     import numpy as np
 
+    from metrics import AUPRO_STEPS, FPR_LIMIT
+
     lowest, largest = lowest[:, None], largest[:, None]
     above = np.minimum(lowest + np.arange(AUPRO_STEPS) * (largest - lowest) // AUPRO_STEPS + 1, LEVELS - 1)
     places = bins[above]  # (D, T), as everything below
@@ -548,6 +552,8 @@ def aupro(
 def aupro_exact(normal: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """metrics.pixel_aupro_exact of each draw (D,); NaN where there is none. Arguments (D, B): as `histograms` gives."""
     import numpy as np
+
+    from metrics import FPR_LIMIT
 
     alarms, found = from_top(normal), from_top(regions)
     limit = FPR_LIMIT * alarms[:, :1]
