@@ -103,6 +103,8 @@ def train(args: argparse.Namespace) -> None:
     for warning in warnings:
         logger.warning("%s", warning)
     if first_epoch > epochs:
+        if args.keep_checkpoints and parallel.is_main():
+            delete_older(folder, first_epoch - 1, args.keep_checkpoints, record)
         logger.info("nothing left to train: %s is there", checkpoint_path(folder, first_epoch - 1))
         parallel.stop()
         return
@@ -139,12 +141,12 @@ def train(args: argparse.Namespace) -> None:
             logger.info("epoch %d/%d: %s", epoch, epochs, shown)
         if parallel.is_main():
             curves.add(epoch, losses)  # before the checkpoint: a resumed run finds the rows of all its epochs
+            if epoch == epochs:
+                curves.finish()
             if epoch % args.save_freq == 0 or epoch == epochs:
                 write_checkpoint(folder, epoch, losses, method, optimizer, record)
                 if args.keep_checkpoints:
                     delete_older(folder, epoch, args.keep_checkpoints, record)
-    if parallel.is_main():
-        curves.finish()
     logger.info("finished: %s", checkpoint_path(folder, epochs))
     parallel.stop()
 

@@ -66,6 +66,28 @@ def test_killed_training_resumes_to_the_same_checkpoint(data, trained, tmp_path,
     assert_same_checkpoint(trained / "epoch_2.pth", folder / "epoch_2.pth")
 
 
+def test_stopped_behind_the_last_checkpoint(data, tmp_path, monkeypatch):
+    """What is left to do then is done by the same command: the same files as of a run that was not stopped."""
+    flags = ("--train_data_path", data, "--epoch", 2, "--resume", "--keep_checkpoints", 1, *QUICK)
+    assert run(monkeypatch, "train", *flags, "--save_path", tmp_path / "whole") == 0
+    script = SCRIPTS["train"]
+    with monkeypatch.context() as patch:
+
+        def write(folder, epoch, *arguments):
+            original(folder, epoch, *arguments)
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+        original = script.write_checkpoint
+        patch.setattr(script, "write_checkpoint", write)
+        assert run(patch, "train", *flags, "--save_path", tmp_path / "stopped") == 130
+    assert run(monkeypatch, "train", *flags, "--save_path", tmp_path / "stopped") == 0
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("whole", "stopped")]
+    assert names[0] == names[1] == ["args.json", "epoch_2.pth", "log.txt", "losses.csv", "losses.png"]
+    for name in ("losses.csv", "losses.png"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
 def test_data_without_masks_trains_on_the_global_loss_and_has_no_pixel_metrics(trained, tmp_path, monkeypatch, capsys):
     data, folder = make_data(tmp_path / "data", masks=False), tmp_path / "run"
     assert run(monkeypatch, "train", "--train_data_path", data, "--save_path", folder, "--epoch", 1, *QUICK) == 0
