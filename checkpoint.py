@@ -253,13 +253,13 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, epoch: int, losses: dict, method: Base, optimizer: torch.optim.Optimizer, record: dict
+    folder: Path, epoch: int, losses: dict, method: Base, optimizer: torch.optim.Optimizer | None, record: dict
 ) -> None:
     """Write the checkpoint of an epoch: the learner under STATE, the optimiser's state, mean losses and `record`."""
     import torch
 
-    state = {method.STATE: method.learner.state_dict(), "optimizer": optimizer.state_dict()}
-    state |= {"epoch": epoch, "losses": losses}
+    moments = optimizer.state_dict() if optimizer else {"state": {}, "param_groups": []}
+    state = {method.STATE: method.learner.state_dict(), "optimizer": moments, "epoch": epoch, "losses": losses}
     content = io.BytesIO()  # torch.save into a file hides what is wrong with a full disk
     torch.save(state | record, content)
     with atomic_path(checkpoint_path(folder, epoch)) as path:
@@ -339,10 +339,12 @@ def check_resumable(checkpoint: dict, epoch: int) -> None:
         raise InputError(f"{checkpoint['path']} holds no training state to resume from; give another --save_path")
 
 
-def resume(checkpoint: dict, method: Base, optimizer: torch.optim.Optimizer) -> None:
+def resume(checkpoint: dict, method: Base, optimizer: torch.optim.Optimizer | None) -> None:
     """Fill learner and optimiser from a checkpoint of `newest_checkpoint`; InputError if they do not fit."""
     try:
         method.load(checkpoint["state"])
+        if optimizer is None:
+            return
         groups = optimizer.state_dict()["param_groups"]
         state = optimizer_state(checkpoint.get("optimizer"), [p for g in optimizer.param_groups for p in g["params"]])
     except ValueError as error:

@@ -169,7 +169,8 @@ def make_graph(predictor: Predictor) -> nn.Module:
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             scores, maps = self.unsmoothed(images)
-            return scores, maps if self.matrix is None else self.matrix @ maps @ self.matrix.T
+            maps = maps if self.matrix is None else self.matrix @ maps @ self.matrix.T
+            return method.image_scores(scores, maps), maps
 
     with torch.no_grad():
         return Graph().eval()

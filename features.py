@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -29,7 +30,7 @@ from AnomalyCLIP_lib.errors import one_line
 from AnomalyCLIP_lib.similarity import full_size
 from dataset import AnomalyDataset
 from methods._base import Base
-from utils import INTERRUPTION, InputError, processor_features, shown, write_json
+from utils import INTERRUPTION, LOGGER, InputError, processor_features, shown, write_json
 
 # More workers than cores are the user's choice; torch would say so in the middle of a progress bar.
 warnings.filterwarnings("ignore", "This DataLoader will create", module=r"torch\.utils\.data")
@@ -82,7 +83,8 @@ def predict(
         for start in range(0, batch, chunk)
     ]
     maps = [full_size(maps, method.model.image_size, sigma) for _, maps in parts]
-    return torch.cat([scores for scores, _ in parts]), torch.cat(maps)
+    scores = [method.image_scores(scores, smoothed) for (scores, _), smoothed in zip(parts, maps, strict=True)]
+    return torch.cat(scores), torch.cat(maps)
 
 
 def collate(items: list[dict]) -> dict:
@@ -166,6 +168,24 @@ class FeatureStore:
         return shares
 
 
+@torch.no_grad()
+def remember(method: Base, store: FeatureStore, batch_size: int) -> None:
+    """Show a method every image of its training data, the processes together, for its memory; no gradients."""
+    count, numbers, parts = len(store.dataset), [], []
+    batches = store.batches(torch.arange(count), batch_size)
+    with tqdm(total=count, desc="memory", unit="image", leave=False, disable=not parallel.is_main()) as progress:
+        for batch in batches:
+            masks = batch["mask"] if store.dataset.has_masks else None
+            summaries = method.summarise(batch["features"], batch["label"], masks)
+            own = {name: value[: len(batch["rows"])].cpu() for name, value in summaries.items()}
+            for rows, share in parallel.gather((batch["rows"], own)):
+                numbers.append(rows)
+                parts.append(share)
+                progress.update(len(rows))
+    order = torch.cat(numbers).argsort()
+    method.set_memory({name: torch.cat([part[name] for part in parts])[order] for name in parts[0]})
+
+
 def open_store(
     method: Base,
     dataset: AnomalyDataset,
@@ -201,6 +221,12 @@ def open_store(
         fill(arrays, source)
         return FeatureStore(method, dataset, wanted, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
+    size = size_in_bytes(layout)
+    logging.getLogger(LOGGER).info(
+        "features are kept in %s: %.1f GB, %.1f MB an image%s",
+        *(cache_dir, size / 1e9, size / 1e6 / len(dataset)),
+        "; --cache_dtype fp16 takes half" if cache_dtype == "fp32" else "",
+    )
     if parallel.is_first_here() and found is None:
         write_cache(folder, key, layout, source)
     else:

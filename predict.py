@@ -100,7 +100,7 @@ class Predictor(BaseDetector):
             and seed, by the names of test.py's flags; None: not given.
 
     Attributes:
-        highest: the highest value that maps can have, the number of tapped blocks.
+        highest: the highest value that maps can have.
         made_with: all that scores depend on.
 
     Raises InputError for whatever is wrong with these.
@@ -141,7 +141,7 @@ class Predictor(BaseDetector):
         set_classes(self.method, [class_name])
         self.class_name, self.image_size = class_name, self.method.model.image_size
         self.sigma = self.record["testing"]["sigma"]
-        self.highest = float(len(self.record["settings"].get("features_list", [None])))
+        self.highest = self.method.highest(self.record["settings"])
         pictures = {"class_name": class_name, "tile": tile, "overlap": overlap if tile else None}
         checksum = {"checkpoint_sha256": file_sha256(args.checkpoint_path) if checkpoint_path else None}
         self.made_with = self.record["settings"] | self.record["testing"] | pictures | checksum

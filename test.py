@@ -316,7 +316,7 @@ def show_class(
     names = output_names([entry.image_path for entry in dataset.entries])
     scores, maps, masks = predicted.scores, predicted.maps, predicted.masks
     scale = Scale(float(maps.min()), float(maps.max()))
-    highest = len(method.settings.get("features_list", [None]))
+    highest = method.highest(method.settings)
     for place, row in enumerate(rows):
         entry, values = dataset.entries[row], maps[place].astype(np.float32)
         if args.save_maps:

@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dataset import JoinedDataset, mask_warnings, open_data
-    from features import open_store
+    from features import open_store, remember
     from mosaics import MosaicDataset, order_of
 
     # Data and run folder; what is wrong with them is said before weights are loaded
@@ -73,12 +73,13 @@ def train(args: argparse.Namespace) -> None:
     method, record = open_method(args, "TRAINING")
     dataset.fit(method.model.resize, method.model.image_size)
     training = record["training"]
-    epochs, batch_size = training["epoch"], training["batch_size"]
+    batch_size = training["batch_size"]
     data_record = {"dataset": args.dataset, "split": args.split, "data_checksum": dataset.checksum}
     record["training"] = data_record | {"read_as": args.read_as, "seed": args.seed} | training
     if not method.SCHEDULED:
         del record["training"]["epoch"]  # a resumed run may train for longer
     optimizer = method.optimizer()
+    epochs = training["epoch"] if optimizer else 0  # without parameters, what the method remembers is all
 
     # Where training begins: at the start, or after the newest checkpoint
     start = parallel.broadcast(newest_checkpoint(folder, record, args.resume) if parallel.is_main() else None)
@@ -102,7 +103,7 @@ def train(args: argparse.Namespace) -> None:
         logger.info("data sets: %s", dataset.listing)
     for warning in warnings:
         logger.warning("%s", warning)
-    if first_epoch > epochs:
+    if start and first_epoch > epochs:
         if args.keep_checkpoints and parallel.is_main():
             delete_older(folder, first_epoch - 1, args.keep_checkpoints, record)
         logger.info("nothing left to train: %s is there", checkpoint_path(folder, first_epoch - 1))
@@ -121,21 +122,28 @@ def train(args: argparse.Namespace) -> None:
         for warning in mask_warnings(store.mask_shares(), method.model.image_size):
             logger.warning("%s", warning)
 
+    # What a method remembers of its training data
+    if method.MEMORY and not start:
+        remember(method, store, batch_size)
+    if not epochs and parallel.is_main():
+        write_checkpoint(folder, 0, {}, method, optimizer, record)
+
     # Epochs
-    losses_of = DistributedDataParallel(method) if parallel.world_size() > 1 else method
+    losses_of = method
+    if parallel.world_size() > 1 and epochs:
+        losses_of = DistributedDataParallel(method, broadcast_buffers=False)  # they do not change
     if parallel.is_main():
         curves = LossCurves(folder, first_epoch - 1, args.tensorboard)
         if curves.missing:
             logger.warning("losses.csv lacks %d of the %d epochs before this one", curves.missing, first_epoch - 1)
     steps = math.ceil(count / batch_size)
     for epoch in range(first_epoch, epochs + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = method.learning_rate(epoch)
         # The order of an epoch depends on the seed and the epoch alone, not on where training resumed.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed * 10_000 + epoch))
         batches, title = store.batches(order_of(dataset, order, epoch), batch_size), f"epoch {epoch}/{epochs}"
         with tqdm(batches, title, steps, leave=False, disable=not parallel.is_main()) as progress:
-            losses = train_epoch(epoch, losses_of, optimizer, progress, dataset.has_masks)
+            rates = [method.learning_rate(epoch, step, steps) for step in range(steps)]
+            losses = train_epoch(epoch, losses_of, optimizer, rates, progress, dataset.has_masks)
         if epoch % args.print_freq == 0:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             logger.info("epoch %d/%d: %s", epoch, epochs, shown)
@@ -152,13 +160,23 @@ def train(args: argparse.Namespace) -> None:
 
 
 def train_epoch(
-    epoch: int, losses_of: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: tqdm, has_masks: bool
+    epoch: int,
+    losses_of: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
+    progress: tqdm,
+    has_masks: bool,
 ) -> dict[str, float]:
-    """One pass over the batches in `progress`, a step of the optimiser for each; the mean of each term of the loss."""
+    """One pass over the batches in `progress`, a step of the optimiser for each; the mean of each term of the loss.
+
+    rates: the learning rate of each step.
+    """
     import torch
 
     sums: dict[str, float] = {}
-    for number, batch in enumerate(progress, start=1):
+    for number, (batch, rate) in enumerate(zip(progress, rates, strict=True), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         masks = batch["mask"] if has_masks else None
         losses = losses_of(batch["features"], batch["label"], masks, batch["class_name"])
         loss = batch["weight"] * sum(losses.values())

@@ -22,7 +22,7 @@ class Result:
 
     Attributes:
         score: P(abnormal) of the whole picture, as test.py computes it; with tiles see `tiling.combine`.
-        map: (H, W) float32 at the picture's own size, smoothed, in [0, number of tapped blocks].
+        map: (H, W) float32 at the picture's own size, smoothed, in [0, `BaseDetector.highest`].
         tile_max: the largest score of a window; None without tiles.
     """
 
@@ -48,7 +48,7 @@ class BaseDetector(ABC):
 
     Attributes:
         image_size: S in pixels, what the model takes.
-        highest: the highest value that maps can have, the number of tapped blocks.
+        highest: the highest value that maps can have.
         made_with: all that scores depend on.
     """
 

@@ -19,7 +19,7 @@ def resize_map(values: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def map_to_uint16(values: np.ndarray, highest: float) -> np.ndarray:
-    """A map as 16-bit values, of which 65535 stands for `highest`, the number of tapped blocks."""
+    """A map as 16-bit values, of which 65535 stands for `highest`, the highest value that maps can have."""
     return np.rint(np.clip(values / highest, 0, 1) * 65535).astype(np.uint16)
 
 

@@ -29,6 +29,7 @@ class Base(nn.Module, ABC):
         UNTRAINED: flags with which a method that is trained otherwise needs no training and no checkpoint, if any.
         TRAINING_FEATURES: names of the features that `losses` reads; None: all.
         SCHEDULED: whether `learning_rate` depends on --epoch, which a resumed run then has to repeat.
+        MEMORY: whether training begins with a look at every image, for `set_memory`.
         learner: the module that is trained, or None if with these settings nothing is.
         num_references: normal images of the train split that `set_references` wants for each class (few-shot), or 0.
     """
@@ -37,6 +38,7 @@ class Base(nn.Module, ABC):
     UNTRAINED = ""
     TRAINING_FEATURES: tuple[str, ...] | None = None
     SCHEDULED = False
+    MEMORY = False
 
     def __init__(self, model: AnomalyCLIP, settings: dict) -> None:
         super().__init__()
@@ -126,13 +128,26 @@ class Base(nn.Module, ABC):
         """`losses`: what DistributedDataParallel calls."""
         return self.losses(*arguments)
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Adam as in AnomalyCLIP and VAND."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=self.settings["learning_rate"], betas=(0.5, 0.999))
+    def summarise(
+        self, features: dict[str, torch.Tensor], labels: torch.Tensor, masks: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What is to be remembered of training images, each (B, ...); arguments as of `losses`.
 
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate of an epoch (1-based)."""
+        Called through `features.remember`, without gradients.
+        """
+        raise NotImplementedError
+
+    def set_memory(self, summaries: dict[str, torch.Tensor]) -> None:
+        """Keep in `learner` what `summarise` gave of all N images of the training data, each (N, ...)."""
+        raise NotImplementedError
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Adam as in AnomalyCLIP and VAND; None if `learner` has a memory and no parameters: there are no epochs."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=self.settings["learning_rate"], betas=(0.5, 0.999)) if trained else None
+
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """The learning rate of a step (from 0) in an epoch (from 1) of this many steps."""
         return self.settings["learning_rate"]
 
     # testing
@@ -169,3 +184,12 @@ class Base(nn.Module, ABC):
         Maps are (B, S, S), or (B, G, G) on the patches' grid, to be upsampled bilinearly. Called through
         `features.predict`, without gradients.
         """
+
+    def image_scores(self, scores: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """The images' final scores (B,), from those of `predict` and the smoothed maps (B, S, S)."""
+        return scores
+
+    @classmethod
+    def highest(cls, settings: dict) -> float:
+        """The highest value that maps can have; by default they are sums over the tapped blocks."""
+        return float(len(settings.get("features_list", [None])))

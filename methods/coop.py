@@ -76,7 +76,7 @@ class Method(PlainClip):
             self.learner.parameters(), lr=self.settings["learning_rate"], momentum=0.9, weight_decay=5e-4
         )
 
-    def learning_rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         """The first epoch warms up at a constant rate; the second begins a half cosine over --epoch epochs, at its top.
 
         So the last epoch stops one step short of the cosine's end, as in CoOp's code.

@@ -17,7 +17,7 @@ from open_clip import CLIP
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from AnomalyCLIP_lib.blocks import embed, run_block
+from AnomalyCLIP_lib.dpam import run_blocks
 from AnomalyCLIP_lib.similarity import class_logits, to_grid
 from AnomalyCLIP_lib.text import encode_prompts
 from loss import BinaryDiceLoss, FocalLoss
@@ -77,16 +77,10 @@ class Method(Base):
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The class token after ln_post and proj, and the tapped blocks' output as it is, without the class token."""
-        visual, blocks = self.clip.visual, self.settings["features_list"]
-        x = embed(visual, images)  # (B, 1 + G*G, width)
-        tapped = {}
-        for number, block in enumerate(visual.transformer.resblocks, start=1):
-            x = run_block(block, x)
-            if number in blocks:
-                tapped[number] = x[:, 1:]
-        image_features = visual.ln_post(x[:, 0]) @ visual.proj
-        patch_tokens = torch.stack([tapped[number] for number in blocks], dim=1)
-        return {"image_features": image_features, "patch_tokens": patch_tokens}
+        visual = self.clip.visual
+        run = run_blocks(visual, images, self.settings["features_list"])
+        image_features = visual.ln_post(run.class_token) @ visual.proj
+        return {"image_features": image_features, "patch_tokens": torch.stack(run.tokens, dim=1)[:, :, 1:]}
 
     @classmethod
     def check_training(cls, settings: dict, dataset) -> list[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import methods
 from evaluation import metric_names
 from scripts.paper.read_results import pipe_table, read_json
 from utils import InputError, bounded, nonempty_path, nonnegative_int, run_cli, shown, write_json, write_text
@@ -409,9 +410,13 @@ def pixel_values(
     return values
 
 
-def highest(run: Run) -> int:
+def highest(run: Run) -> float:
     """The map's value that the highest level of its file stands for."""
-    return len(run.record["settings"].get("features_list") or [None])
+    settings = run.record["settings"]
+    method = settings.get("method", "anomalyclip")
+    if method not in methods.names():
+        raise InputError(f"{shown(run.folder)}: made with --method {method}, which this version does not have")
+    return methods.method_class(method).highest(settings)
 
 
 def read_pixels(run: Run, dataset: AnomalyDataset, row: int, name: str) -> Pixels:

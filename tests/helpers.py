@@ -146,7 +146,7 @@ def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
         for index, values in checkpoint["optimizer"]["state"].items()
         for key, value in values.items()
     }
-    state = next(checkpoint[name] for name in ("prompt_learner", "trainable_linearlayer") if name in checkpoint)
+    state = checkpoint[methods.method_class(checkpoint["settings"]["method"]).STATE]
     return state | moments
 
 
