@@ -205,8 +205,19 @@ def read_checkpoint(path: Path, method: str | None = None) -> dict:
         check_tensors(content[key])
         sizes = methods.method_class(chosen).sizes(content[key])
     except ValueError as error:
-        raise InputError(f"{shown(path)}: {error}") from None
+        likely = [name for name in methods.names() if name != chosen and holds(content, name)]
+        hint = f"; it looks like one of --method {likely[0]}" if likely and stored is None else ""
+        raise InputError(f"{shown(path)}: {error}{hint}") from None
     return content | {"state": content[key], "settings": settings | sizes}
+
+
+def holds(content: dict, method: str) -> bool:
+    """Whether the tensors of a checkpoint can be a method's."""
+    chosen = methods.method_class(method)
+    try:
+        return chosen.STATE in content and chosen.sizes(content[chosen.STATE]) is not None
+    except (ValueError, AttributeError, TypeError):
+        return False
 
 
 def check_settings(settings: object, method: str) -> None:

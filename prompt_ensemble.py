@@ -1,4 +1,4 @@
-"""AnomalyCLIP's two learned prompts (paper sections 3.2 and 3.3), and hand-written ones that several methods share."""
+"""AnomalyCLIP's two learned prompts (paper sections 3.2 and 3.3), and what prompts of several methods share."""
 
 from __future__ import annotations
 
@@ -35,29 +35,18 @@ TEMPLATES = (
 )  # fmt: skip
 
 
-class PromptLearner(nn.Module):
-    """The only trained part: context vectors of both prompts and the learned tokens deep in the text encoder.
-
-    Normal: [V1]..[VE] object. Abnormal: [W1]..[WE] damaged object. (Paper section 3.2; the tokens: section 3.3,
-    equation 3.) The state dict has the names and shapes of the authors' released checkpoints.
+class DeepPrompts(nn.Module):
+    """What learners of prompts share that also have learned tokens deep in the text encoder (section 3.3, equation 3).
 
     Args:
         model: the frozen model; it is used, not owned: it is not among the learner's parameters.
-        n_ctx: E, context vectors per prompt.
+        n_ctx: context vectors of the shortest prompt.
         depth: text blocks that see learned vectors, counting the prompt as the first; 1 adds none. Default 9, or all
             blocks of a text tower with fewer.
         t_n_ctx: learned tokens per deep block.
-        class_name: the word after the context; object-aware prompts pass class names to `forward`.
     """
 
-    def __init__(
-        self,
-        model: AnomalyCLIP,
-        n_ctx: int = 12,
-        depth: int | None = None,
-        t_n_ctx: int = 4,
-        class_name: str = "object",
-    ) -> None:
+    def __init__(self, model: AnomalyCLIP, n_ctx: int, depth: int | None, t_n_ctx: int) -> None:
         super().__init__()
         depth = min(9, model.num_text_layers) if depth is None else depth
         if not 1 <= depth <= model.num_text_layers:
@@ -69,26 +58,69 @@ class PromptLearner(nn.Module):
                 f"t_n_ctx {t_n_ctx} would overwrite the end of a prompt with n_ctx {n_ctx}; use fewer tokens"
             )
         self._model = (model,)  # a tuple hides the frozen model from parameters() and state_dict()
-        self.n_ctx, self.depth, self.t_n_ctx, self.class_name = n_ctx, depth, t_n_ctx, class_name
-        width = model.clip.ln_final.weight.shape[0]
+        self.n_ctx, self.depth, self.t_n_ctx = n_ctx, depth, t_n_ctx
+        self.width = model.clip.ln_final.weight.shape[0]
 
-        def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape).normal_(std=0.02))
+    def context(self, length: int) -> nn.Parameter:
+        """Context vectors (1, 1, length, width), not yet trained."""
+        return nn.Parameter(torch.empty(1, 1, length, self.width).normal_(std=0.02))
 
-        self.ctx_pos, self.ctx_neg = normal(1, 1, n_ctx, width), normal(1, 1, n_ctx, width)
-        self.compound_prompts_text = nn.ParameterList([normal(t_n_ctx, width) for _ in range(depth - 1)])
+    def add_deep_prompts(self) -> None:
+        """Make the learned tokens of the deep blocks; behind the context, so that a seed gives the same numbers."""
+        shape = (self.t_n_ctx, self.width)
+        self.compound_prompts_text = nn.ParameterList(
+            [nn.Parameter(torch.empty(shape).normal_(std=0.02)) for _ in range(self.depth - 1)]
+        )
         # Nothing reads these projections; the released checkpoints hold them, so they keep files exchangeable.
         self.compound_prompt_projections = nn.ModuleList(
-            [nn.Linear(width, UNUSED_PROJECTION_WIDTH) for _ in range(depth - 1)]
+            [nn.Linear(self.width, UNUSED_PROJECTION_WIDTH) for _ in range(self.depth - 1)]
         ).requires_grad_(False)
         for parameter in self.compound_prompt_projections.parameters():
             nn.init.zeros_(parameter)
 
+    def add_frozen_parts(self, name: str, tokens: torch.Tensor, embeddings: torch.Tensor, length: int) -> None:
+        """Keep ids (77,) and embeddings (77, width) of a prompt with `length` context vectors, named as the authors do.
+
+        name: what tells the prompts of a learner apart.
+        """
+        self.register_buffer(f"token_prefix_{name}", embeddings[None, None, :1])
+        self.register_buffer(f"token_suffix_{name}", embeddings[None, None, 1 + length :])
+        self.register_buffer(f"tokenized_prompts_{name}", tokens[None, None])
+
+    def encode(self, embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Text features (P, D), unnormalised, of prompts given as embeddings (P, 77, width) and ids (P, 77)."""
+        # The released code runs its deep tokens in half precision; its checkpoints need that rounding for its numbers.
+        deep = [prompt.half().to(embeddings.dtype) for prompt in self.compound_prompts_text]
+        return encode_prompts(self._model[0].clip, embeddings, tokens.argmax(dim=-1), deep)
+
+
+class PromptLearner(DeepPrompts):
+    """The only trained part: context vectors of both prompts and the learned tokens deep in the text encoder.
+
+    Normal: [V1]..[VE] object. Abnormal: [W1]..[WE] damaged object. (Paper section 3.2; the tokens: section 3.3,
+    equation 3.) The state dict has the names and shapes of the authors' released checkpoints.
+
+    Args:
+        n_ctx: E, context vectors per prompt.
+        model, depth, t_n_ctx: see `DeepPrompts`.
+        class_name: the word after the context; object-aware prompts pass class names to `forward`.
+    """
+
+    def __init__(
+        self,
+        model: AnomalyCLIP,
+        n_ctx: int = 12,
+        depth: int | None = None,
+        t_n_ctx: int = 4,
+        class_name: str = "object",
+    ) -> None:
+        super().__init__(model, n_ctx, depth, t_n_ctx)
+        self.class_name = class_name
+        self.ctx_pos, self.ctx_neg = self.context(n_ctx), self.context(n_ctx)
+        self.add_deep_prompts()
         tokens, embeddings = self._tokenize([class_name])
         for which, name in enumerate(("pos", "neg")):
-            self.register_buffer(f"token_prefix_{name}", embeddings[which, None, None, :1])
-            self.register_buffer(f"token_suffix_{name}", embeddings[which, None, None, 1 + n_ctx :])
-            self.register_buffer(f"tokenized_prompts_{name}", tokens[which, None, None])
+            self.add_frozen_parts(name, tokens[which], embeddings[which], n_ctx)
         self.to(model.device)
 
     def _tokenize(self, class_names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,30 +142,39 @@ class PromptLearner(nn.Module):
     def forward(self, class_names: list[str] | None = None) -> torch.Tensor:
         """Text features (2, D), normal and abnormal, unnormalised; (C, 2, D) with `class_names` (object-aware)."""
         embeddings, tokens = self.prompts(class_names)
-        # The released code runs its deep tokens in half precision; its checkpoints need that rounding for its numbers.
-        deep = [prompt.half().to(embeddings.dtype) for prompt in self.compound_prompts_text]
-        features = encode_prompts(self._model[0].clip, embeddings, tokens.argmax(dim=-1), deep)
+        features = self.encode(embeddings, tokens)
         return features if class_names is None else features.unflatten(0, (len(class_names), 2))
 
 
 def learner_sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
     """n_ctx, depth and t_n_ctx of a PromptLearner's state dict; InputError if it is not one."""
-    if "ctx_pos" not in state or state["ctx_pos"].ndim != 4 or not state["ctx_pos"].numel():
-        raise InputError("the checkpoint holds no prompt learner (no ctx_pos of shape (1, 1, n_ctx, width))")
+    return {"n_ctx": context_length(state, "ctx_pos")} | deep_sizes(state)
+
+
+def context_length(state: dict[str, torch.Tensor], name: str) -> int:
+    """How many context vectors a learner's state dict has under this name; InputError if it has none."""
+    if name not in state or state[name].ndim != 4 or not state[name].numel():
+        raise InputError(f"the checkpoint holds no prompt learner (no {name} of shape (1, 1, n_ctx, width))")
+    return state[name].shape[2]
+
+
+def deep_sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
+    """depth and t_n_ctx of the state dict of a `DeepPrompts`; without deep tokens depth alone."""
     deep = [value for key, value in state.items() if key.startswith("compound_prompts_text.")]
     if any(value.ndim != 2 for value in deep):
         raise InputError("the checkpoint holds no prompt learner (compound_prompts_text is not (t_n_ctx, width))")
-    sizes = {"n_ctx": state["ctx_pos"].shape[2], "depth": len(deep) + 1}
-    return sizes | ({"t_n_ctx": deep[0].shape[0]} if deep else {})
+    return {"depth": len(deep) + 1} | ({"t_n_ctx": deep[0].shape[0]} if deep else {})
 
 
-def tokenize_behind_context(model: AnomalyCLIP, n_ctx: int, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def tokenize_behind_context(
+    model: AnomalyCLIP, n_ctx: int, texts: list[str], placeholder: str = "X"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (P, 77) and frozen embeddings (P, 77, width) of `texts` behind n_ctx placeholders.
 
     The embeddings of the placeholders, at 1..n_ctx, are there to be replaced by learned context vectors. InputError if
     a prompt is longer than the text tower takes.
     """
-    texts = [" ".join(["X"] * n_ctx + [text]) for text in texts]
+    texts = [" ".join([placeholder] * n_ctx + [text]) for text in texts]
     tokens = model.tokenizer(texts).to(model.device)
     longest = max(texts, key=lambda text: len(model.tokenizer.encode(text)))
     length = len(model.tokenizer.encode(longest)) + 2

@@ -54,6 +54,12 @@ def upsample(maps: torch.Tensor, image_size: int) -> torch.Tensor:
     return F.interpolate(maps, size=image_size, mode="bilinear", align_corners=False)
 
 
+def abnormal_map(patch_features: torch.Tensor, text_features: torch.Tensor, image_size: int) -> torch.Tensor:
+    """P(abnormal) of every pixel (B, S, S) from patch tokens (B, 1 + G*G, D), class token first."""
+    abnormal = patch_probabilities(patch_features, text_features)[:, 1:]  # (B, 1, G, G)
+    return upsample(abnormal, image_size).squeeze(1)
+
+
 def anomaly_map(patch_features: Iterable[torch.Tensor], text_features: torch.Tensor) -> torch.Tensor:
     """Sum over tapped blocks of (P(abnormal) + 1 - P(normal)) / 2 of each patch: (B, G, G) (section 3.3).
 

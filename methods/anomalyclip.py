@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from AnomalyCLIP_lib.similarity import anomaly_map, class_logits, class_probabilities, patch_probabilities, upsample
+from AnomalyCLIP_lib.similarity import abnormal_map, anomaly_map, class_logits, class_probabilities
 from loss import local_loss
 from methods._base import Base
 from prompt_ensemble import PromptLearner, hand_written_features, learner_sizes
@@ -76,14 +76,10 @@ class Method(Base):
             logits = class_logits(features["image_features"], text_features)  # (B, 2)
             losses["image_loss"] = F.cross_entropy(logits, labels)
         if masks is not None and not self.settings["no_local_loss"]:
-            maps = (self.abnormal_map(tokens, text_features) for tokens in features["patch_features"].unbind(1))
+            patch_features, size = features["patch_features"].unbind(1), self.model.image_size
+            maps = (abnormal_map(tokens, text_features, size) for tokens in patch_features)
             losses["local_loss"] = self.settings["lambda_local"] * sum(local_loss(each, masks) for each in maps)
         return losses
-
-    def abnormal_map(self, patch_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """P(abnormal) of every pixel (B, S, S) from patch tokens (B, 1 + G*G, D)."""
-        abnormal = patch_probabilities(patch_features, text_features)[:, 1:]  # (B, 1, G, G)
-        return upsample(abnormal, self.model.image_size).squeeze(1)
 
     def prompted_features(self, class_names: list[str]) -> torch.Tensor:
         """Text features of a training batch: (2, D), shared by all images, or (B, 2, D) for object-aware prompts."""
