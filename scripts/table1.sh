@@ -12,4 +12,5 @@ clip_baselines # clip, clip_ac, winclip
 vand vand
 coop
 learned_prompts anomalyclip
+newer_methods # if they are named: glocalclip, af_clip, mrad_tf, mrad_ft, uniadet
 show table1

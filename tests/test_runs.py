@@ -75,7 +75,7 @@ def add_data(root: Path, *keys: str) -> None:
 def bash(root: Path, script: str, *arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess:
     """Run a script of the copy, from another folder."""
     known = ("DATA_ROOT", "SEEDS", "RESULTS", "CHECKPOINTS", "MODEL_FLAGS", "MACHINE_FLAGS", "DATA_SETS", "AUXILIARY")
-    known += ("META_ROOT", "READ_AS")
+    known += ("META_ROOT", "READ_AS", "TEST_FLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in known}
     environment |= {"REAL_PYTHON": sys.executable, "FAIL": "", "UNREAD": "", "WEIGHTS_CODE": "0", **variables}
     command = ["bash", str(root / "scripts" / script), *arguments]
@@ -185,6 +185,52 @@ def test_tables_share_their_trainings(copy):
         assert all(differing in line for line in trained)
 
 
+def test_newer_methods_run_if_they_are_named(copy):
+    """With their authors' settings; their figures stand beside the authors', if these trained on the same set."""
+    add_data(copy, "mvtec", "visa")
+    done = bash(copy, "table1.sh", "af_clip", "glocalclip", "mrad_tf")
+    made = calls(copy)
+    assert len(made) == 3 * 2 * 2
+    checkpoints = "results/tables", "checkpoints/tables"
+    for line in (
+        "train.py --dataset mvtec --train_data_path data/mvtec "
+        f"--save_path {checkpoints[1]}/glocalclip/trained_on_mvtec/seed111 --seed 111 --resume --keep_checkpoints 1 "
+        "--method glocalclip --n_ctx 12 --ab_ctx 13 --depth 10 --t_n_ctx 2",
+        "train.py --dataset visa --train_data_path data/visa "
+        f"--save_path {checkpoints[1]}/glocalclip/trained_on_visa/seed111 --seed 111 --resume --keep_checkpoints 1 "
+        "--method glocalclip --n_ctx 13 --ab_ctx 13 --depth 9 --t_n_ctx 4",
+        "train.py --dataset visa --train_data_path data/visa "
+        f"--save_path {checkpoints[1]}/mrad_tf/trained_on_visa/seed111 --seed 111 --resume --keep_checkpoints 1 "
+        "--method mrad --training_free",
+    ):
+        assert line in made
+    text = squeeze(done.stdout)
+    columns = " | CLIP | CLIP-AC | WinCLIP | VAND | CoOp | AnomalyCLIP | GlocalCLIP | AF-CLIP | MRAD-TF |"
+    assert "image level (AUROC, AP) |" + columns in text
+    assert "| mvtec | ours |" + " - |" * 6 + " 50.0, - | 50.0, - | 50.0, - |" in text
+    assert "| 91.5, 96.2 | 91.7, 96.4 | 92.9, 96.8 | - |" in text
+    assert "The paper of a newer method is its own." in text
+
+
+def test_the_table_of_all_methods(copy):
+    """Its trainings are those of table 1; all metrics are asked for, and results lie in a folder of their own."""
+    add_data(copy, "visa", "mvtec")
+    bash(copy, "table1.sh", "coop", "uniadet")
+    calls(copy)
+    done = bash(copy, "table_methods.sh")
+    made = calls(copy)
+    assert not any("/uniadet/trained_on" in line or "/coop/trained_on" in line for line in made if "train.py" in line)
+    assert sum(line.startswith("test.py") for line in made) == 11 * 2
+    assert all("--more_metrics" in line and "results/methods/" in line for line in made if line.startswith("test.py"))
+    text = squeeze(done.stdout)
+    assert "## All methods under one protocol" in text
+    assert "| visa | | image AUROC | image AP | image F1-max | pixel AUROC | AUPRO | pixel AP |" in text
+    assert "| UniADet | ours | 50.0 | - |" in text and "| | paper | 92.2 | - | - | - | - | 40.7 | - | - |" in text
+    assert "| mean of 2 data sets | image AUROC |" in text and "| AF-CLIP | 50.0 | - |" in text
+    assert (copy / "results" / "methods" / "table_methods.csv").exists()
+    assert not calls(copy) and not bash(copy, "table_methods.sh").stderr and not calls(copy)
+
+
 def test_several_seeds_and_an_interruption(copy):
     add_data(copy, "mvtec", "mpdd")
     bash(
@@ -272,17 +318,19 @@ def test_meta_json_is_made_where_it_is_missing(copy):
 
 
 def test_the_miniature(copy):
-    """Every variant of tables 1, 4, 5 and figures 5, 6 once, on tiny."""
+    """Every method and every variant of tables 4, 5 and figures 5, 6 once, on tiny."""
     done = bash(copy, "tables_tiny.sh")
     made = calls(copy)
-    expected = {v for name in ("table1", "table4", "table5", "figure5", "figure6") for v in TABLES[name].variants}
+    expected = {
+        v for name in ("table_methods", "table4", "table5", "figure5", "figure6") for v in TABLES[name].variants
+    }
     tested = [line.split("/tables_tiny/")[1].split("/")[0] for line in made if line.startswith("test.py")]
     assert sorted(tested) == sorted(expected)
     trained = [line for line in made if line.startswith("train.py")]
     assert len(trained) == len(expected) - 6  # three CLIP baselines, three kinds of hand-written prompts
     assert all("--model tiny" in line or "--checkpoint_path" in line for line in made)
     assert all("--dataset auxiliary" in line for line in trained)
-    assert done.stdout.count("| target ") == 2 * (2 + 2) and "paper" not in done.stdout
+    assert done.stdout.count("| target ") == 2 * (1 + 2 + 2) and "paper" not in done.stdout
     assert (copy / "results" / "tables_tiny" / "figure6.png").exists()
 
 

@@ -17,18 +17,28 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from generate_dataset_json.builder import DATASETS
-from scripts.paper.tables import LEVELS, TABLES, Table, levels_of
+from generate_dataset_json.builder import DATASETS, MEDICAL
+from scripts.paper.tables import LEVELS, NEWER, TABLES, Table, levels_of
 from utils import InputError, nonempty_path, run_cli, write_text
 
-PAPER = Path(__file__).with_name("paper_results.json")
+PAPER, NEWER_PAPERS = (Path(__file__).with_name(name) for name in ("paper_results.json", "newer_results.json"))
 TOLERANCE = 1.0  # points
-NAMES = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+NAMES = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupro": "AUPRO",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1-max",
+    "aupimo": "AUPIMO",
+}
 
 
 class Cell(NamedTuple):
@@ -66,12 +76,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_results(args: argparse.Namespace) -> None:
-    table, out = TABLES[args.table], args.out or args.results
+    table, out = with_further(TABLES[args.table], args.results), args.out or args.results
     keys = args.data_sets or table.data_sets
     sets = {level: [key for key in keys if level in levels_of(key)] for level in LEVELS}
     if not args.results.is_dir():
         raise InputError(f"--results {args.results}: no such folder; run bash scripts/{args.table}.sh first")
-    published = {} if args.no_paper else read_json(PAPER).get(args.table, {})
+    published = {} if args.no_paper else read_published(args.table)
     cells, others = read_cells(args.results, table, sets, published)
     text = markdown(table, sets, cells, bool(published), others)
     out.mkdir(parents=True, exist_ok=True)
@@ -86,6 +96,20 @@ def read_results(args: argparse.Namespace) -> None:
 
 
 # reading
+
+
+def with_further(table: Table, results: Path) -> Table:
+    """A table with those of its further variants that have results."""
+    run = {variant: name for variant, name in table.further.items() if any((results / variant).glob("seed*/*"))}
+    return replace(table, variants=table.variants | run)
+
+
+def read_published(name: str) -> dict[str, dict[str, dict[str, float]]]:
+    """The published figures for a table, {variant: {data set: {metric: value}}}, those of newer methods among them."""
+    paper = read_json(PAPER)
+    own = paper.get("table1" if name == "table_methods" else name, {})
+    newer = read_json(NEWER_PAPERS) if name in ("table1", "table2", "table_methods") else {}
+    return own | {variant: newer[variant] for variant in NEWER if variant in newer}
 
 
 def read_cells(
@@ -103,7 +127,7 @@ def read_cells(
             reasons = [reason for path in paths for reason in why_not_comparable(path.parent, variant, key)]
             if variant in published and key in published[variant]:
                 others |= dict.fromkeys(reasons)
-            for level, (_, metrics) in LEVELS.items():
+            for level, (_, metrics) in table.levels.items():
                 for metric in metrics if key in sets[level] else ():
                     values = [run[metric] for run in runs if run.get(metric) is not None]
                     cells[variant, key, metric] = Cell(
@@ -130,8 +154,11 @@ def why_not_comparable(run: Path, variant: str, key: str) -> list[str]:
     if (run / "flags.txt").is_file():
         _, _, trained = (run / "flags.txt").read_text(encoding="utf-8").strip().partition(", trained on ")
         usual = "colondb_train" if variant.endswith("_colon") else "visa" if key == "mvtec" else "mvtec"
+        if variant == "glocalclip" and key in MEDICAL:
+            usual = "colondb" if key == "clinicdb" else "clinicdb"
         if trained and trained != usual:
-            reasons.append(f"{key}: trained on {trained} here, on {usual} in the paper")
+            whose = f"{NEWER[variant]} on {key}" if variant in NEWER else key
+            reasons.append(f"{whose}: trained on {trained} here, on {usual} in the paper")
     return reasons
 
 
@@ -173,11 +200,15 @@ def markdown(
     lines = {"ours": ours}
     if with_paper:
         lines |= {"paper": lambda cell: show(cell.paper), "difference": difference}
-    if table.layout == "variants":
+    if table.layout == "metrics":
+        parts = metrics_layout(table, sets, cells, lines)
+    elif table.layout == "variants":
         parts = variants_layout(table, sets, cells, lines)
     else:
         parts = data_sets_layout(table, sets, cells, lines)
-    notes = [table.note] if table.note and (with_paper or table.layout == "variants") else []
+    notes = [table.note] if table.note and (with_paper or table.layout in ("variants", "metrics")) else []
+    if with_paper and set(table.variants) & set(NEWER):
+        notes.append("The paper of a newer method is its own.")
     seeds = {cell.seeds for cell in cells.values() if cell.std is not None}
     if seeds:
         number = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{max(seeds)}"
@@ -217,6 +248,31 @@ def variants_layout(table: Table, sets: dict[str, list[str]], cells: Cells, line
             rows.append([name if line == "ours" else "", *([line] if len(lines) > 1 else []), *pairs])
     headers = [f"{key}, {LEVELS[level][0]}" for key, level in columns]
     return pipe_table(["", *([""] if len(lines) > 1 else []), *headers], rows)
+
+
+def metrics_layout(table: Table, sets: dict[str, list[str]], cells: Cells, lines: dict) -> list[str]:
+    """A block per data set, and one with their mean if there are several; a row per variant (and line)."""
+    parts, keys = [], list(dict.fromkeys(sets["image"] + sets["pixel"]))
+    metrics = {key: [] for key in keys}
+    for level, (_, names) in table.levels.items():
+        for key in sets[level]:
+            metrics[key] += names
+    for key in keys:
+        rows = []
+        for variant, name in table.variants.items():
+            for line, write in lines.items():
+                own = [write(cells[variant, key, metric]) for metric in metrics[key]]
+                rows.append([name if line == "ours" else "", *([line] if len(lines) > 1 else []), *own])
+        headers = [key, *([""] if len(lines) > 1 else []), *(NAMES[metric] for metric in metrics[key])]
+        parts += pipe_table(headers, rows)
+    shared = [metric for metric in NAMES if all(metric in metrics[key] for key in keys)]
+    if len(keys) > 1 and shared:
+        rows = []
+        for variant, name in table.variants.items():
+            values = [[cells[variant, key, metric].ours for key in keys] for metric in shared]
+            rows.append([name, *(show(None if None in each else statistics.fmean(each)) for each in values)])
+        parts += pipe_table([f"mean of {len(keys)} data sets", *(NAMES[metric] for metric in shared)], rows)
+    return parts
 
 
 def pipe_table(headers: list[str], rows: list[list[str]]) -> list[str]:

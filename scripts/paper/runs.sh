@@ -15,6 +15,7 @@
 #   MODEL_FLAGS=                 backbone of all methods but WinCLIP, such as "--pretrained ViT-L-14-336px.pt"
 #   WINCLIP_FLAGS=               backbone of WinCLIP
 #   ANOMALYCLIP_FLAGS, ANOMALYCLIP_TRAINING   the paper's settings, see below; other backbones have other blocks
+#   TEST_FLAGS=                  of test.py, which add to what it measures, such as "--more_metrics"
 #   MACHINE_FLAGS=               what results do not depend on, such as "--device cuda:1 --num_workers 8"
 #   DATA_SETS=, AUXILIARY=       sets to test instead of the table's, and the set to train on instead of the paper's
 #   LAUNCHER=                    "-m torch.distributed.run --nproc_per_node 4" takes four GPUs
@@ -32,6 +33,7 @@ WINCLIP_FLAGS=${WINCLIP_FLAGS:-}
 # ${NAME-VALUE}: the paper's settings only where the variable is unset; an empty one stands for train.py's defaults.
 ANOMALYCLIP_FLAGS=${ANOMALYCLIP_FLAGS-$PAPER_FLAGS}
 ANOMALYCLIP_TRAINING=${ANOMALYCLIP_TRAINING-$PAPER_TRAINING}
+TEST_FLAGS=${TEST_FLAGS:-}
 MACHINE_FLAGS=${MACHINE_FLAGS:-}
 DATA_SETS=${DATA_SETS:-}
 AUXILIARY=${AUXILIARY:-}
@@ -43,6 +45,7 @@ ONLY="$*"    # variants asked for
 KNOWN=       # variants of this script
 READY=       # data sets that can be used
 MVTEC_FLAGS= # for trainings on MVTec AD alone
+VISA_FLAGS=  # for trainings on VisA alone
 BACKBONES=   # backbones that were asked for, each as NAME:EXIT_CODE
 FAILED=      # what ended with an error, one line each
 
@@ -144,12 +147,23 @@ hand_written_prompts() {
     untrained "$variant" --method anomalyclip $ANOMALYCLIP_FLAGS $MODEL_FLAGS --prompt "$kind" "$@"
 }
 
+# Methods that the paper does not have: run if they are named, or all with "newer_methods all".
+newer_methods() {
+    [ -n "$ONLY" ] || [ "${1:-}" = all ] || return 0
+    MVTEC_FLAGS="--n_ctx 12 --ab_ctx 13 --depth 10 --t_n_ctx 2" VISA_FLAGS="--n_ctx 13 --ab_ctx 13 --depth 9 --t_n_ctx 4" \
+        trained glocalclip --method glocalclip $MODEL_FLAGS # its authors' settings
+    trained af_clip --method af_clip $MODEL_FLAGS
+    trained mrad_tf --method mrad --training_free $MODEL_FLAGS
+    trained mrad_ft --method mrad $MODEL_FLAGS
+    trained uniadet --method uniadet $MODEL_FLAGS
+}
+
 # untrained VARIANT FLAG...: test a method that is not trained on all data sets.
 untrained() {
     local variant=$1 key
     shift
     asked_for "$variant" || return 0
-    set -- "$@" $READING
+    set -- "$@" $READING $TEST_FLAGS
     find_unfinished "$variant" "$UNTRAINED_SEED" "$*" $TESTED
     [ -n "$UNFINISHED" ] || return 0
     if ! weights_ready "$@"; then
@@ -169,7 +183,8 @@ trained() {
     for auxiliary in ${AUXILIARY:-mvtec visa}; do
         flags="$*${READING:+ $READING}"
         [ "$auxiliary" != mvtec ] || flags="$flags${MVTEC_FLAGS:+ $MVTEC_FLAGS}"
-        description="$flags, trained on $auxiliary"
+        [ "$auxiliary" != visa ] || flags="$flags${VISA_FLAGS:+ $VISA_FLAGS}"
+        description="$flags${TEST_FLAGS:+ $TEST_FLAGS}, trained on $auxiliary"
         keys=
         for key in $TESTED; do
             [ "$(auxiliary_of "$key")" != "$auxiliary" ] || keys="$keys $key"
@@ -182,7 +197,7 @@ trained() {
                 continue
             fi
             for key in $UNFINISHED; do
-                run_test "$variant" "$seed" "$key" "$description" --checkpoint_path "$CHECKPOINT" $READING
+                run_test "$variant" "$seed" "$key" "$description" --checkpoint_path "$CHECKPOINT" $READING $TEST_FLAGS
             done
         done
     done
