@@ -90,8 +90,6 @@ def time_steps(method: Method, plain_learner, encoded: dict, folder: Path, round
     import torch
     from plain import encode_text, loss
 
-    import features
-
     image_size, count = method.model.image_size, 8 * BATCH
     stream = torch.Generator().manual_seed(1)
     arrays = {}
@@ -104,7 +102,7 @@ def time_steps(method: Method, plain_learner, encoded: dict, folder: Path, round
     masks = np.lib.format.open_memmap(folder / "mask.npy", "w+", bool, (count, image_size, image_size))
     masks[1::2, image_size // 4 : image_size // 2, image_size // 4 : image_size // 2] = True
     masks.flush()
-    arrays = features.read_arrays(folder)
+    arrays = {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.glob("*.npy")}
     labels = torch.arange(BATCH) % 2
     ours, theirs = method.optimizer(), torch.optim.Adam(plain_learner.parameters(), 0.001, (0.5, 0.999))
     orders = torch.randperm(count // 2, generator=stream).mul(2)

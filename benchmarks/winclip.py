@@ -37,6 +37,7 @@ def main() -> None:
     import torch
     from plain import detect_by_windows
 
+    import features
     from AnomalyCLIP_lib import AnomalyCLIP
     from methods.winclip import Method
 
@@ -54,7 +55,7 @@ def main() -> None:
     paths = {
         "plain": lambda: detect_by_windows(clip, image, text_features, batched=False),
         "batched": lambda: detect_by_windows(clip, image, text_features, batched=True),
-        "ours": lambda: method.predict(method.encode(image), "object"),
+        "ours": lambda: features.predict(method, method.encode(image), "object"),
     }
     with torch.no_grad():
         alternate(paths, rounds=1)  # warm-up
