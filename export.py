@@ -240,27 +240,49 @@ def write_graph(
 def to_half(model):
     """An ONNX model with matrix products in float16; norms, softmax, similarities and maps stay float32."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     kept = ["LayerNormalization", "Softmax", "ReduceL2", "ReduceSum", "ReduceMean", "Div", "Clip", "Sqrt"]
-    nodes = list(model.graph.node)
-    norms = [place for place, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
-    tail = [node.name for node in nodes[norms[-1] :]]  # projection, similarity and map
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept], node_block_list=tail
+        half = convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept], node_block_list=tail_of(model)
         )
+    without_detours = OnnxModel(half)  # between nodes that stay float32 it leaves values cast to float16 and back
+    without_detours.remove_cascaded_cast_nodes()
+    return without_detours.model
+
+
+def tail_of(model) -> list[str]:
+    """Names of the nodes behind the last norm of an ONNX model: projection, similarity and map, which stay float32.
+
+    Among them are those that prepare constants for no other nodes.
+    """
+    nodes = list(model.graph.node)
+    norms = [place for place, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
+    tail = {node.name for node in nodes[norms[-1] :]}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in nodes:
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+    for node in reversed(nodes[: norms[-1]]):
+        readers = [reader.name for reader in nodes if set(node.output) & set(reader.input)]
+        if constants.issuperset(node.output) and tail.issuperset(readers):
+            tail.add(node.name)
+    return list(tail)
 
 
 def to_int8(path: Path, beside: bool) -> None:
     """Replace an ONNX file by one with matrix products of 8-bit integers, whose ranges are found as it runs."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     floats = path.with_name("floats.onnx")
     path.replace(floats)
     options = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "use_external_data_format": beside}
     logging.getLogger().setLevel(logging.ERROR)  # it speaks of steps that change nothing here
-    quantize_dynamic(floats, path, weight_type=QuantType.QInt8, **options)
+    tail = tail_of(onnx.load(floats, load_external_data=False))
+    quantize_dynamic(floats, path, weight_type=QuantType.QInt8, nodes_to_exclude=tail, **options)
     floats.unlink()
 
 

@@ -111,6 +111,22 @@ def test_half_precision(graph, checkpoint, tmp_path, monkeypatch):
     norms = [node for node in model.graph.node if node.op_type in ("LayerNormalization", "Softmax")]
     casts = [made_by[node.input[0]] for node in norms if made_by[node.input[0]].op_type == "Cast"]
     assert casts and all(cast.attribute[0].i == onnx.TensorProto.FLOAT for cast in casts)
+    images = np.random.RandomState(0).randint(0, 256, (2, 3, 96, 96), np.uint8)
+    maps, expected = (detector.predict(images)[1] for detector in (Detector(file), Predictor(checkpoint)))
+    assert (
+        0 < abs(maps - expected).max() < 2e-4 and len(np.unique(maps)) > maps.size / 2
+    )  # not rounded to half precision
+
+
+@pytest.mark.parametrize(("method", "precision", "tolerance"), [("af_clip", "fp32", 1e-5), ("mrad", "fp16", 1e-5)])
+def test_methods_with_more_behind_the_tower(checkpoints, method, precision, tolerance, tmp_path, monkeypatch):
+    """An adaptor in the graph; a memory in it, whose retrieval stays float32 in half precision, too."""
+    file, path = tmp_path / "m.onnx", checkpoints[method]
+    assert run_export(monkeypatch, "--checkpoint_path", path, "--precision", precision, "--output", file) == 0
+    images = np.random.RandomState(0).randint(0, 256, (2, 3, 96, 96), np.uint8)
+    (scores, maps), (own_scores, own_maps) = Detector(file).predict(images), Predictor(path).predict(images)
+    np.testing.assert_allclose(scores, own_scores, atol=tolerance if precision == "fp32" else 1e-3, rtol=0)
+    np.testing.assert_allclose(maps, own_maps, atol=tolerance, rtol=0)
 
 
 def test_integers(graph, checkpoint, tmp_path, monkeypatch):
