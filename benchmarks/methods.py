@@ -74,7 +74,8 @@ def measure(name: str, changes: dict, model, small: bool, rounds: int) -> dict[s
     sigma = settings["sigma"]
     predicting, _ = best_time(lambda: features.predict(method, encoded, CLASSES[0], sigma), rounds)
     kept = chosen.TRAINING_FEATURES or tuple(encoded)
-    cached = {"training": sum(encoded[each].numel() * 4 for each in kept), "all": size_of(encoded)}
+    cached = {"training": sum(encoded[each].numel() * 4 for each in kept), "test": size_of(encoded)}
+    mask = model.image_size**2  # bytes; a cache holds masks, too
     learned = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     epochs, step, epoch = None, None, None
     if learned:
@@ -88,9 +89,9 @@ def measure(name: str, changes: dict, model, small: bool, rounds: int) -> dict[s
         "step s": step,
         "epoch s": epoch,
         "epochs": epochs,
-        "MB an image": cached["all"] / 1e6,
-        "MVTec AD, training GB": cached["training"] * IMAGES / 1e9 if chosen.STATE else None,
-        "MVTec AD, test GB": cached["all"] * IMAGES / 1e9,
+        "MB an image": cached["test"] / 1e6,
+        "MVTec AD, training GB": (cached["training"] + mask) * IMAGES / 1e9 if chosen.STATE else None,
+        "MVTec AD, test GB": (cached["test"] + mask) * IMAGES / 1e9,
     }
 
 
