@@ -99,6 +99,8 @@ def main() -> None:
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         if set(args.only) - paths.keys():
             try:
+                import onnxscript  # noqa: F401  (without it the export fails later, and less plainly)
+
                 files = exported(model, text_features, layers, Path(folder))
                 paths["ort"] = onnxruntime_path(files["fp32"], pixels)
                 paths["ort int8"] = onnxruntime_path(files["int8"], pixels)
