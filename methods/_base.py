@@ -98,7 +98,8 @@ class Base(nn.Module, ABC):
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Frozen features of normalised images (B, 3, S, S), each (B, ...): the part that can be cached.
 
-        Called through `features.encode`, which sees to normalising, precision, gradients and float32.
+        Called through `features.encode`, which sees to normalising, precision, gradients and float32. With --precision
+        the tower's matrices, `proj` among them, are no float32: what uses them elsewhere casts them.
         """
 
     # training
@@ -118,7 +119,8 @@ class Base(nn.Module, ABC):
         masks: torch.Tensor | None,
         class_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """Terms of the loss, to be added up, by name: each the mean over the images of a batch.
+        """Terms of the loss, to be added up, by name: each the mean over the images of a batch, or several processes
+        together compute another sum than one does.
 
         features: of `encode`; labels (B,) 0 or 1; masks (B, S, S) of 0 and 1, None if the data set has none.
         """
