@@ -203,21 +203,25 @@ def read_checkpoint(path: Path, method: str | None = None) -> dict:
         raise InputError(f'{path} is not a checkpoint of --method {chosen}: no "{key}" in it; {hint}')
     try:
         check_tensors(content[key])
-        sizes = methods.method_class(chosen).sizes(content[key])
     except ValueError as error:
-        likely = [name for name in methods.names() if name != chosen and holds(content, name)]
-        hint = f"; it looks like one of --method {likely[0]}" if likely and stored is None else ""
+        raise InputError(f"{shown(path)}: {error}") from None
+    try:
+        sizes = methods.method_class(chosen).sizes(content[key])
+    except InputError as error:
+        alike = [name for name in methods.names() if methods.method_class(name).STATE == key]
+        fits = [name for name in alike if stored is None and is_of(name, content[key])]
+        hint = f"; it looks like one of --method {fits[0]}" if fits else ""
         raise InputError(f"{shown(path)}: {error}{hint}") from None
     return content | {"state": content[key], "settings": settings | sizes}
 
 
-def holds(content: dict, method: str) -> bool:
-    """Whether the tensors of a checkpoint can be a method's."""
-    chosen = methods.method_class(method)
+def is_of(method: str, state: dict[str, torch.Tensor]) -> bool:
+    """Whether a state dict can be a method's."""
     try:
-        return chosen.STATE in content and chosen.sizes(content[chosen.STATE]) is not None
-    except (ValueError, AttributeError, TypeError):
+        methods.method_class(method).sizes(state)
+    except InputError:
         return False
+    return True
 
 
 def check_settings(settings: object, method: str) -> None:

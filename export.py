@@ -266,9 +266,10 @@ def tail_of(model) -> list[str]:
         if constants.issuperset(node.input):
             constants.update(node.output)
     for node in reversed(nodes[: norms[-1]]):
-        readers = [reader.name for reader in nodes if set(node.output) & set(reader.input)]
-        if constants.issuperset(node.output) and tail.issuperset(readers):
-            tail.add(node.name)
+        if constants.issuperset(node.output):
+            readers = [reader.name for reader in nodes if set(node.output) & set(reader.input)]
+            if tail.issuperset(readers):
+                tail.add(node.name)
     return list(tail)
 
 

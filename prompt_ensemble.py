@@ -35,6 +35,11 @@ TEMPLATES = (
 )  # fmt: skip
 
 
+def default_depth(num_text_layers: int) -> int:
+    """Text blocks with learned vectors if nothing else is said: 9, or all of a tower with fewer."""
+    return min(9, num_text_layers)
+
+
 class DeepPrompts(nn.Module):
     """What learners of prompts share that also have learned tokens deep in the text encoder (section 3.3, equation 3).
 
@@ -48,7 +53,7 @@ class DeepPrompts(nn.Module):
 
     def __init__(self, model: AnomalyCLIP, n_ctx: int, depth: int | None, t_n_ctx: int) -> None:
         super().__init__()
-        depth = min(9, model.num_text_layers) if depth is None else depth
+        depth = default_depth(model.num_text_layers) if depth is None else depth
         if not 1 <= depth <= model.num_text_layers:
             raise InputError(f"depth {depth} is out of range; the text tower has {model.num_text_layers} blocks")
         if n_ctx < 1 or t_n_ctx < 1:

@@ -1,6 +1,6 @@
 """From features to probabilities, maps and scores (paper section 2, equation 1, and section 3.3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -54,10 +54,11 @@ def upsample(maps: torch.Tensor, image_size: int) -> torch.Tensor:
     return F.interpolate(maps, size=image_size, mode="bilinear", align_corners=False)
 
 
-def abnormal_map(patch_features: torch.Tensor, text_features: torch.Tensor, image_size: int) -> torch.Tensor:
-    """P(abnormal) of every pixel (B, S, S) from patch tokens (B, 1 + G*G, D), class token first."""
-    abnormal = patch_probabilities(patch_features, text_features)[:, 1:]  # (B, 1, G, G)
-    return upsample(abnormal, image_size).squeeze(1)
+def abnormal_maps(patch_features: torch.Tensor, text_features: torch.Tensor, image_size: int) -> Iterator[torch.Tensor]:
+    """P(abnormal) of every pixel (B, S, S), for each tapped block; patch_features: (B, L, 1 + G*G, D)."""
+    for tokens in patch_features.unbind(1):
+        abnormal = patch_probabilities(tokens, text_features)[:, 1:]  # (B, 1, G, G)
+        yield upsample(abnormal, image_size).squeeze(1)
 
 
 def anomaly_map(patch_features: Iterable[torch.Tensor], text_features: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,24 @@ def generated_model(small: bool, text: dict, joint: int = 768):
     return AnomalyCLIP(clip, SimpleTokenizer(), image_size, dpam_layer), vision
 
 
+def windows_model(small: bool, text: dict):
+    """WinCLIP's backbone with generated weights (`small`: width 256, 6 blocks) and its vision_cfg.
+
+    text: as in `generated_model`.
+    """
+    import open_clip
+    import torch
+
+    import methods
+    from AnomalyCLIP_lib import AnomalyCLIP
+
+    config = open_clip.get_model_config(methods.flags("winclip")["SETTINGS"]["model"])
+    vision = config["vision_cfg"] | ({"width": 256, "layers": 6} if small else {})
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(config["embed_dim"], vision, text)
+    return AnomalyCLIP(clip, open_clip.SimpleTokenizer(), vision["image_size"]), vision
+
+
 def alternate(paths: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, object]]:
     """Best seconds and last result of each path, run in turns so that a change of the machine's speed hits all."""
     best, results = dict.fromkeys(paths, float("inf")), {}

@@ -11,15 +11,16 @@ python benchmarks/methods.py --small           # small towers, about a minute
 from __future__ import annotations
 
 import argparse
-import time
 from typing import TYPE_CHECKING
 
-from common import finish, generated_model, matrix_product_rate, peak_memory
+from common import alternate, finish, generated_model, matrix_product_rate, peak_memory, windows_model
 
 import methods
 from utils import run_cli
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from methods._base import Base
@@ -61,7 +62,7 @@ def measure(name: str, changes: dict, model, small: bool, rounds: int) -> dict[s
     if name == "anomalyclip":
         settings["features_list"] = [model.num_layers]  # as in the paper's tables
     if name == "winclip":
-        model = windows_model(small)
+        model, _ = windows_model(small, {"width": 640, "heads": 10, "layers": 12})
     elif "dpam_layer" not in settings:
         model = AnomalyCLIP(model.clip, model.tokenizer, model.image_size, dpam_layer=1)
     method = chosen(model, chosen.complete(settings, model))
@@ -73,14 +74,14 @@ def measure(name: str, changes: dict, model, small: bool, rounds: int) -> dict[s
     features.set_classes(method, CLASSES)
     sigma = settings["sigma"]
     predicting, _ = best_time(lambda: features.predict(method, encoded, CLASSES[0], sigma), rounds)
-    kept = chosen.TRAINING_FEATURES or tuple(encoded)
-    cached = {"training": sum(encoded[each].numel() * 4 for each in kept), "test": size_of(encoded)}
+    read = {each: encoded[each] for each in chosen.TRAINING_FEATURES or encoded}
+    cached = {"training": size_of(read), "test": size_of(encoded)}
     mask = model.image_size**2  # bytes; a cache holds masks, too
     learned = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     epochs, step, epoch = None, None, None
     if learned:
         batch, epochs = settings["batch_size"], settings["epoch"]
-        step, _ = best_time(training_step(method, {each: encoded[each] for each in kept}, batch), rounds)
+        step, _ = best_time(training_step(method, read, batch), rounds)
         epoch = step * -(-IMAGES // batch)
     return {
         "parameters": learned,
@@ -95,29 +96,10 @@ def measure(name: str, changes: dict, model, small: bool, rounds: int) -> dict[s
     }
 
 
-def windows_model(small: bool):
-    """WinCLIP's backbone, with generated weights."""
-    import open_clip
-    import torch
-
-    from AnomalyCLIP_lib import AnomalyCLIP
-
-    config = open_clip.get_model_config(methods.flags("winclip")["SETTINGS"]["model"])
-    vision = config["vision_cfg"] | ({"width": 256, "layers": 6} if small else {})
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"])
-    return AnomalyCLIP(clip, open_clip.SimpleTokenizer(), vision["image_size"])
-
-
-def best_time(path, rounds: int) -> tuple[float, object]:
-    """Best seconds of some runs after one that does not count, and what the last returned."""
-    best = float("inf")
-    for number in range(1 + rounds):
-        start = time.perf_counter()
-        result = path()
-        if number:
-            best = min(best, time.perf_counter() - start)
-    return best, result
+def best_time(path: Callable[[], object], rounds: int) -> tuple[float, object]:
+    """Best seconds of `rounds` runs and a warm-up, and what the last returned."""
+    seconds, results = alternate({"": path}, 1 + rounds)
+    return seconds[""], results[""]
 
 
 def size_of(encoded: dict[str, torch.Tensor]) -> int:

@@ -9,7 +9,7 @@ python benchmarks/winclip.py --small    # a small tower, seconds
 
 import argparse
 
-from common import alternate, finish, matrix_product_rate
+from common import alternate, finish, matrix_product_rate, windows_model
 
 import methods
 
@@ -33,24 +33,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each path; the best counts")
     args = parser.parse_args()
 
-    import open_clip
     import torch
     from plain import detect_by_windows
 
     import features
-    from AnomalyCLIP_lib import AnomalyCLIP
     from methods.winclip import Method
 
-    config = open_clip.get_model_config(SETTINGS["model"])
-    vision = config["vision_cfg"] | ({"width": 256, "layers": 6} if args.small else {})
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(config["embed_dim"], vision, {"width": 128, "heads": 2, "layers": 2})
-    model = AnomalyCLIP(clip, open_clip.SimpleTokenizer(), vision["image_size"])
+    model, vision = windows_model(args.small, {"width": 128, "heads": 2, "layers": 2})
+    clip, joint = model.clip, model.clip.visual.proj.shape[1]
     method = Method(model, Method.complete(SETTINGS, model))
     image = torch.randn(1, 3, model.image_size, model.image_size)
     # near the image's own direction, so that the scores differ and are neither 0 nor 1
     with torch.no_grad():
-        text_features = method.encode(image)["image_features"] + torch.randn(2, config["embed_dim"]) / 2
+        text_features = method.encode(image)["image_features"] + torch.randn(2, joint) / 2
     method.text_features["object"] = text_features
     paths = {
         "plain": lambda: detect_by_windows(clip, image, text_features, batched=False),
@@ -69,7 +64,7 @@ def main() -> None:
         score, plain_map = results[name]
         errors[name] = max((scores[0] - score).abs().item(), (maps[0] - plain_map).abs().max().item())
         assert errors[name] < 1e-4, f"{name} and ours differ by {errors[name]}"
-    flop = multiplications(vision["width"], vision["layers"], vision["patch_size"], model.grid, config["embed_dim"])
+    flop = multiplications(vision["width"], vision["layers"], vision["patch_size"], model.grid, joint)
     ratios = {name: seconds[name] / seconds["ours"] for name in ("plain", "batched")}
     share = flop / rate / seconds["ours"]
     print(f"{flop / 1e9:.1f} GFLOP an image; {rate / 1e9:.0f} GFLOP/s here: {flop / rate:.2f} s")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from methods import tapped_blocks
+from prompt_ensemble import default_depth
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Base(nn.Module, ABC):
 
         `feature_map_layer`, which belongs to the default of features_list, is gone from the result.
         """
-        depending = {"image_size": model.image_size, "dpam_layer": model.dpam_layer}
+        depth = default_depth(model.num_text_layers)
+        depending = {"image_size": model.image_size, "dpam_layer": model.dpam_layer, "depth": depth}
         if settings.get("features_list", ()) is None:
             blocks = cls.default_blocks(model.num_layers)
             depending["features_list"] = tapped_blocks(blocks, settings.get("feature_map_layer", 0))
@@ -131,7 +133,7 @@ class Base(nn.Module, ABC):
         return self.losses(*arguments)
 
     def summarise(
-        self, features: dict[str, torch.Tensor], labels: torch.Tensor, masks: torch.Tensor
+        self, features: dict[str, torch.Tensor], labels: torch.Tensor, masks: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """What is to be remembered of training images, each (B, ...); arguments as of `losses`.
 

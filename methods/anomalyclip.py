@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from AnomalyCLIP_lib.similarity import abnormal_map, anomaly_map, class_logits, class_probabilities
+from AnomalyCLIP_lib.similarity import abnormal_maps, anomaly_map, class_logits, class_probabilities
 from loss import local_loss
 from methods._base import Base
 from prompt_ensemble import PromptLearner, hand_written_features, learner_sizes
@@ -48,11 +48,6 @@ class Method(Base):
         self.text_features: dict[str, torch.Tensor] = {}  # (2, D) of each class
 
     @classmethod
-    def complete(cls, settings: dict, model) -> dict:
-        settings = super().complete(settings, model)
-        return settings | {"depth": settings["depth"] or min(9, model.num_text_layers)}
-
-    @classmethod
     def learns(cls, settings: dict) -> bool:
         return settings["prompt"] in ("object-agnostic", "object-aware")
 
@@ -76,8 +71,7 @@ class Method(Base):
             logits = class_logits(features["image_features"], text_features)  # (B, 2)
             losses["image_loss"] = F.cross_entropy(logits, labels)
         if masks is not None and not self.settings["no_local_loss"]:
-            patch_features, size = features["patch_features"].unbind(1), self.model.image_size
-            maps = (abnormal_map(tokens, text_features, size) for tokens in patch_features)
+            maps = abnormal_maps(features["patch_features"], text_features, self.model.image_size)
             losses["local_loss"] = self.settings["lambda_local"] * sum(local_loss(each, masks) for each in maps)
         return losses
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from AnomalyCLIP_lib import AnomalyCLIP
-from AnomalyCLIP_lib.similarity import abnormal_map, anomaly_map, class_logits, class_probabilities
+from AnomalyCLIP_lib.similarity import abnormal_maps, anomaly_map, class_logits, class_probabilities
 from loss import local_loss
 from methods._base import Base
 from prompt_ensemble import DeepPrompts, context_length, deep_sizes, tokenize_behind_context
@@ -54,11 +54,6 @@ class Method(Base):
         self.learner = GlocalLearner(model, *sizes)
         self.text_features: dict[str, torch.Tensor] = {}  # (2, 2, D) of each class, all the same
 
-    @classmethod
-    def complete(cls, settings: dict, model) -> dict:
-        settings = super().complete(settings, model)
-        return settings | {"depth": settings["depth"] or min(9, model.num_text_layers)}
-
     @staticmethod
     def default_blocks(num_layers: int) -> list[int]:
         """The last block alone."""
@@ -86,8 +81,7 @@ class Method(Base):
         global_pair, local_pair = self.learner()
         losses = {"image_loss": F.cross_entropy(class_logits(features["image_features"], global_pair), labels)}
         if masks is not None:
-            patch_features, size = features["patch_features"].unbind(1), self.model.image_size
-            maps = (abnormal_map(tokens, local_pair, size) for tokens in patch_features)
+            maps = abnormal_maps(features["patch_features"], local_pair, self.model.image_size)
             losses["local_loss"] = self.settings["lambda_local"] * sum(local_loss(each, masks) for each in maps)
         glocal_loss = contrastive_loss(global_pair, local_pair, self.settings["margin"])
         return losses | {"glocal_loss": self.settings["lambda_glocal"] * glocal_loss}

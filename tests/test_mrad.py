@@ -12,6 +12,7 @@ from helpers import (
     REFERENCES,
     TINY,
     assert_same_checkpoint,
+    assert_same_predictions,
     check_error,
     load_reference_model,
     make_data,
@@ -282,7 +283,7 @@ def test_averages_are_those_of_loops_with_zeros_beyond_the_border():
 
 
 def test_dpam_runs_beside_all_blocks_but_the_first_by_default(tiny):
-    model = SimpleNamespace(image_size=518, dpam_layer=20, num_layers=24, activation="QuickGELU")
+    model = SimpleNamespace(image_size=518, dpam_layer=20, num_layers=24, num_text_layers=12, activation="QuickGELU")
     assert Method.complete({"dpam_layer": None, "image_size": None}, model)["dpam_layer"] == 24
     images = tensor(np.random.RandomState(1).standard_normal((1, 3, 96, 96)))
     methods = {layer: make_method("mrad", tiny, dpam_layer=layer) for layer in (None, 6, 5)}
@@ -404,11 +405,7 @@ def test_a_checkpoint_brings_its_memory(method, tiny, batch):
     other.load(state)
     other.load({name: value.half() for name, value in state.items()})  # of another type, and once more
     other.load(state)
-    for each in (method, other):
-        each.set_classes(["x"])
-    with torch.no_grad():
-        for ours, theirs in zip(method.predict(batch[0], "x"), other.predict(batch[0], "x"), strict=True):
-            assert torch.equal(ours, theirs)
+    assert_same_predictions(method, other, batch[0])
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tiny, batch):
