@@ -109,5 +109,5 @@ def all_words() -> str:
         *WHAT_WORDS.values(),
         *sorted(NOUNS),
     )
-    colours = (*world.HUES, *world.GREYS, *world.PATTERNS)
+    colours = (*world.HUES, *world.GREYS, *world.PATTERNS, "rough")
     return " ".join(phrase.replace("{}", " ") for phrase in (*phrases, *colours))

@@ -11,9 +11,10 @@ import numpy as np
 from synthetic.world import Scene, grid, mix, other_colour, place, related_colour, smooth_noise
 
 MIN_AREA, MAX_AREA = 0.02, 0.16  # of the image
+FINE_AREA, FINE_SCALE = 0.01, (0.4, 0.7)  # least area of fine defects, and their lengths in those of the others
 MIN_CHANGE = 0.13  # mean absolute change of the masked pixels
 
-# ---------------------------------------------------------------- where: (rng, silhouette) -> bool mask
+# ---------------------------------------------------------------- where: (rng, silhouette, scale) -> bool mask
 
 
 def _anchor(rng: np.random.Generator, region: np.ndarray) -> tuple[float, float]:
@@ -23,14 +24,17 @@ def _anchor(rng: np.random.Generator, region: np.ndarray) -> tuple[float, float]
     return (column + 0.5) * 2 / region.shape[0] - 1, (row + 0.5) * 2 / region.shape[0] - 1
 
 
-def _local(rng: np.random.Generator, region: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates around a random point of the region, randomly turned; the unit is uniform in [low, high].
+def _local(
+    rng: np.random.Generator, region: np.ndarray, low: float, high: float, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates around a random point of the region, randomly turned.
 
-    They wobble, so that what is drawn in them has uneven edges.
+    Their unit is `scale` times uniform in [low, high]. They wobble, so that what is drawn in them has uneven edges.
     """
     x, y = grid(region.shape[0])
-    wobble = [rng.uniform(0.05, 0.15) * (smooth_noise(rng, region.shape[0], 16) - 0.5) for _ in range(2)]
-    return place(x + wobble[0], y + wobble[1], rng.uniform(0, 2 * np.pi), rng.uniform(low, high), _anchor(rng, region))
+    wobble = [scale * rng.uniform(0.05, 0.15) * (smooth_noise(rng, region.shape[0], 16) - 0.5) for _ in range(2)]
+    turn, unit = rng.uniform(0, 2 * np.pi), scale * rng.uniform(low, high)
+    return place(x + wobble[0], y + wobble[1], turn, unit, _anchor(rng, region))
 
 
 def _strokes(lines: list[np.ndarray], width: float, size: int) -> np.ndarray:
@@ -41,110 +45,110 @@ def _strokes(lines: list[np.ndarray], width: float, size: int) -> np.ndarray:
     return mask > 0
 
 
-def blob(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def blob(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A blotch."""
-    x, y = _local(rng, region, 0.24, 0.45)
+    x, y = _local(rng, region, 0.24, 0.45, scale)
     return np.hypot(x, y) + 1.2 * (smooth_noise(rng, region.shape[0], 9) - 0.5) < 0.9
 
 
-def oval(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def oval(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A spot."""
-    x, y = _local(rng, region, 0.24, 0.4)
+    x, y = _local(rng, region, 0.24, 0.4, scale)
     return np.hypot(x, y / rng.uniform(0.45, 1)) < 1
 
 
-def patch(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def patch(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A rectangle."""
-    x, y = _local(rng, region, 0.2, 0.38)
+    x, y = _local(rng, region, 0.2, 0.38, scale)
     return np.maximum(np.abs(x), np.abs(y) / rng.uniform(0.4, 1)) < 1
 
 
-def shard(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def shard(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """An irregular polygon."""
     size, count = region.shape[0], int(rng.integers(3, 7))
     angles = np.sort(rng.uniform(0, 2 * np.pi, count))
-    radii = rng.uniform(0.2, 0.5, count)
+    radii = scale * rng.uniform(0.2, 0.5, count)
     points = np.array(_anchor(rng, region)) + np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
     mask = np.zeros((size, size), np.uint8)
     cv2.fillPoly(mask, [np.round((points + 1) * size / 2).astype(np.int32)], 1)
     return mask > 0
 
 
-def line(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def line(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A long thin bar."""
-    x, y = _local(rng, region, 0.35, 0.7)
+    x, y = _local(rng, region, 0.35, 0.7, scale)
     return np.maximum(np.abs(x), np.abs(y) * rng.uniform(5, 10)) < 1
 
 
-def curve(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def curve(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A bent thread."""
     start = np.array(_anchor(rng, region))
     turn = np.cumsum(rng.uniform(-0.25, 0.25) + rng.normal(0, 0.12, 24)) + rng.uniform(0, 2 * np.pi)
-    path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1), 0) * rng.uniform(0.04, 0.08)
-    return _strokes([path], rng.uniform(0.06, 0.12), region.shape[0])
+    path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1), 0) * (scale * rng.uniform(0.04, 0.08))
+    return _strokes([path], scale * rng.uniform(0.06, 0.12), region.shape[0])
 
 
-def crack(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def crack(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A jagged line with branches."""
     lines, start, heading = [], np.array(_anchor(rng, region)), rng.uniform(0, 2 * np.pi)
     for branch in range(rng.integers(1, 4)):
         turn = heading + rng.normal(0, 0.6, rng.integers(5, 10)) + branch * rng.choice([-0.9, 0.9])
-        path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1), 0) * rng.uniform(0.1, 0.18)
+        path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1), 0) * (scale * rng.uniform(0.1, 0.18))
         lines.append(np.concatenate([start[None], path]))
         start = path[rng.integers(len(path))]
-    return _strokes(lines, rng.uniform(0.06, 0.1), region.shape[0])
+    return _strokes(lines, scale * rng.uniform(0.06, 0.1), region.shape[0])
 
 
-def spots(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def spots(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A cluster of dots."""
     size = region.shape[0]
     x, y = grid(size)
     at, mask = np.array(_anchor(rng, region)), np.zeros((size, size), bool)
     for _ in range(rng.integers(3, 9)):
-        cx, cy = at + rng.normal(0, 0.25, 2)
-        mask |= np.hypot(x - cx, y - cy) < rng.uniform(0.07, 0.16)
+        cx, cy = at + scale * rng.normal(0, 0.25, 2)
+        mask |= np.hypot(x - cx, y - cy) < scale * rng.uniform(0.07, 0.16)
     return mask
 
 
-def band(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def band(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A strip across the whole region."""
-    _, y = _local(rng, region, 0.06, 0.13)
+    _, y = _local(rng, region, 0.06, 0.13, scale)
     return np.abs(y) < 1
 
 
-def bite(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def bite(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A bite at the rim."""
     rim = np.pad(region, 1)
     rim = region & ~cv2.erode(rim.astype(np.uint8), np.ones((3, 3), np.uint8))[1:-1, 1:-1].astype(bool)
-    x, y = _local(rng, rim, 0.25, 0.45)
+    x, y = _local(rng, rim, 0.25, 0.45, scale)
     return np.hypot(x, y) + 0.8 * (smooth_noise(rng, region.shape[0], 9) - 0.5) < 0.95
 
 
-def end(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def end(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """Everything beyond a ragged straight line."""
-    x, _ = _local(rng, region, 1, 1)
+    x, _ = _local(rng, region, 1, 1, 1)
     x = x + rng.uniform(0.1, 0.25) * smooth_noise(rng, region.shape[0], 12)
-    return x > np.quantile(x[region], rng.uniform(0.82, 0.94))
+    return x > np.quantile(x[region], 1 - scale * (1 - rng.uniform(0.82, 0.94)))
 
 
-def wedge(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def wedge(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A sector with its tip inside."""
-    x, y = _local(rng, region, 0.5, 0.9)
+    x, y = _local(rng, region, 0.5, 0.9, scale)
     return (np.abs(y) < rng.uniform(0.15, 0.35) * x) & (x < 1)
 
 
-def loop(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def loop(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """A ring."""
-    x, y = _local(rng, region, 0.25, 0.4)
+    x, y = _local(rng, region, 0.25, 0.4, scale)
     return np.abs(np.hypot(x, y / rng.uniform(0.6, 1)) - 0.8) < rng.uniform(0.15, 0.25)
 
 
-def burst(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
+def burst(rng: np.random.Generator, region: np.ndarray, scale: float) -> np.ndarray:
     """Spikes around a point."""
     at, count = np.array(_anchor(rng, region)), int(rng.integers(5, 9))
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False) + rng.normal(0, 0.2, count)
-    tips = at + np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.2, 0.5, (count, 1))
-    return _strokes([np.stack([at, tip]) for tip in tips], rng.uniform(0.05, 0.09), region.shape[0])
+    tips = at + np.stack([np.cos(angles), np.sin(angles)], 1) * (scale * rng.uniform(0.2, 0.5, (count, 1)))
+    return _strokes([np.stack([at, tip]) for tip in tips], scale * rng.uniform(0.05, 0.09), region.shape[0])
 
 
 # ---------------------------------------------------------------- what: (rng, scene, mask) -> (H, W, 3) changed surface
@@ -267,7 +271,7 @@ def fade(rng: np.random.Generator, scene: Scene, mask: np.ndarray) -> np.ndarray
     return _rough(rng, grey + np.float32(shift))
 
 
-Where = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+Where = Callable[[np.random.Generator, np.ndarray, float], np.ndarray]
 What = Callable[[np.random.Generator, Scene, np.ndarray], np.ndarray]
 WHERE: dict[str, Where] = {
     f.__name__: f for f in (blob, oval, patch, shard, line, curve, crack, spots, band, bite, end, wedge, loop, burst)
@@ -296,17 +300,18 @@ WHAT: dict[str, What] = {
 
 
 def add_defect(
-    rng: np.random.Generator, scene: Scene, where: str, what: str, tries: int = 8
+    rng: np.random.Generator, scene: Scene, where: str, what: str, tries: int = 8, fine: bool = False
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The scene with one defect.
+    """The scene with one defect, a fine one if asked for.
 
     Returns: image (H, W, 3) float32, mask (H, W) bool (they differ only where the mask is set), and whether the defect
     is large and visible enough; if no try is, the most visible one comes back.
     """
     best, best_change = None, -1.0
     for _ in range(tries):
-        mask = WHERE[where](rng, scene.region) & scene.region
-        if not MIN_AREA <= mask.mean() <= MAX_AREA:
+        scale = rng.uniform(*FINE_SCALE) if fine else 1.0
+        mask = WHERE[where](rng, scene.region, scale) & scene.region
+        if not (FINE_AREA if fine else MIN_AREA) <= mask.mean() <= MAX_AREA:
             continue
         changed = np.clip(WHAT[what](rng, scene, mask), 0, 1)
         image = np.where(mask[..., None], changed, scene.image)

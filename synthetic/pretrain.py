@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, atomic_path, nonempty_path, run_cli, write_json
+from utils import InputError, atomic_path, nonempty_path, processor, processor_features, run_cli, write_json
 
 if TYPE_CHECKING:
     import open_clip
@@ -34,13 +34,17 @@ MODEL = {
 }
 TAU = 0.07
 PAIRS = 32  # scenes per step, each with its twin
-SMALL, SMALL_STEPS, FULL = 64, 2200, 96  # pixels; the first steps see small pictures
+SMALL, SMALL_STEPS, FULL = 64, 3600, 96  # pixels; the first steps see small pictures
 LEARNING_RATE, WARMUP, DECAY_SHARE = 1e-3, 300, 0.3  # constant after the warm-up, linear to 0 over the last share
 WEIGHT_DECAY, CLIP_NORM, EMA = 0.05, 1.0, 0.998
 GENERAL, GENERAL_STATE = 0.5, 0.3  # shares of contrastive and of state captions with general state words
 COMMON = 6.0  # length of the constant part of the exported patch features, in lengths of the varying part
 KIND = 0.4  # weight of telling the kind of a defect from another kind
 OBJECT_AGNOSTIC = 0.4  # share of pairs whose state captions say "object" instead of the name
+NATURAL, PHOTOGRAPHED, GREY = 0.6, 0.7, 0.3  # shares of scenes of rough materials, of photographs, of those in grey
+FINE = 0.3  # share of pairs with a fine defect
+CAPTION_GROUPS = 4  # captions of a step are encoded in so many groups
+VISIBLE = 0.08  # mean absolute change of a defect's pixels in the finished picture
 
 
 def size_at(step: int) -> int:
@@ -68,21 +72,27 @@ class Batches:
         import numpy as np
         import torch
 
-        from synthetic import captions, defects, world
+        from synthetic import captions, defects, photograph, world
 
         rng = np.random.default_rng([self.seed, step])
         size = size_at(step)
         clean, broken, masks, named, state = [], [], [], [], []
         while len(masks) < PAIRS:
-            scene = world.random_scene(rng, size)
+            scene = world.random_scene(rng, size, natural=rng.random() < NATURAL)
             where, what = defects.FREE_KINDS[rng.integers(len(defects.FREE_KINDS))]
-            image, mask, visible = defects.add_defect(rng, scene, where, what, tries=3)
+            image, mask, visible = defects.add_defect(rng, scene, where, what, tries=3, fine=rng.random() < FINE)
             if not visible:
                 continue
-            clean.append(scene.image)
-            broken.append(image)
+            twins, name = (scene.image, image), f"{scene.colour} {scene.noun}"
+            if rng.random() < PHOTOGRAPHED:
+                camera = photograph.random_camera(rng, size, GREY)
+                twins = [photograph.photograph(rng, twin, camera) for twin in twins]
+                name = scene.noun if camera.grey else name
+                if np.abs(twins[0] - twins[1])[mask].mean() < VISIBLE:
+                    continue
+            clean.append(twins[0])
+            broken.append(twins[1])
             masks.append(mask)
-            name = f"{scene.colour} {scene.noun}"
             named.append(captions.caption_triple(rng, name, where, what, general=rng.random() < GENERAL))
             name = "object" if rng.random() < OBJECT_AGNOSTIC else name
             state.append(captions.caption_triple(rng, name, where, what, general=rng.random() < GENERAL_STATE))
@@ -139,9 +149,10 @@ def load(weights: dict[str, Tensor]) -> tuple[open_clip.CLIP, open_clip.SimpleTo
 class Trainer:
     """Model, optimiser, running average of the weights, and how to save and restore them."""
 
-    def __init__(self, seed: int, steps: int) -> None:
+    def __init__(self, seed: int, steps: int, precision: str = "fp32") -> None:
         import torch
 
+        self.precision = precision
         self.clip, self.tokenizer, self.ids, self.rows = build(seed)
         self.row_of = {token: row for row, token in enumerate(self.ids)}
         self.token_cache: dict[str, list[int]] = {}
@@ -155,7 +166,7 @@ class Trainer:
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def encode_captions(self, texts: list[str]) -> Tensor:
-        """Unit text features (T, D)."""
+        """Unit text features (T, D); captions of similar length are encoded together, for what pads them costs time."""
         import torch
         import torch.nn.functional as F
 
@@ -165,9 +176,13 @@ class Trainer:
             tokens = [self.tokenizer.sot_token_id, *self.tokenizer.encode(text), self.tokenizer.eot_token_id]
             self.token_cache[text] = [self.row_of[token] for token in tokens]
         rows = [torch.tensor(self.token_cache[text]) for text in texts]
-        ends = torch.tensor([len(row) - 1 for row in rows])
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return F.normalize(encode_prompts(self.clip, self.rows[padded], ends), dim=-1)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        features = []
+        for group in torch.tensor(order).chunk(CAPTION_GROUPS):
+            ends = torch.tensor([len(rows[i]) - 1 for i in group])
+            padded = torch.nn.utils.rnn.pad_sequence([rows[i] for i in group], batch_first=True)
+            features.append(encode_prompts(self.clip, self.rows[padded], ends))
+        return F.normalize(torch.cat(features)[torch.tensor(order).argsort()].float(), dim=-1)
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Unit class tokens (B, D) without ln_post and unit DPAM patch tokens (B, N, D) of uint8 images."""
@@ -178,7 +193,7 @@ class Trainer:
         layers = MODEL["vision_cfg"]["layers"]
         features = encode(self.clip.visual, normalize(images), [layers], dpam_layer=layers)
         token, patches = features["image_features"], features["patch_features"][:, 0, 1:]
-        return F.normalize(token, dim=-1), F.normalize(patches, dim=-1)
+        return F.normalize(token.float(), dim=-1), F.normalize(patches.float(), dim=-1)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of the loss, and the share of class tokens that know the state of their scene."""
@@ -190,8 +205,9 @@ class Trainer:
         state = [triple[i] for i in (0, 1, 2) for triple in batch["state"]]
         texts = sorted(set(named + state))
         index = {text: i for i, text in enumerate(texts)}
-        features = self.encode_captions(texts)
-        token, patches = self.encode_images(batch["images"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            features = self.encode_captions(texts)
+            token, patches = self.encode_images(batch["images"])
 
         ids = torch.tensor([index[text] for text in named])
         logits = token @ features[ids].T / TAU  # (2P, 3P)
@@ -356,6 +372,7 @@ def pretrain(
     steps: int,
     minutes: float,
     seed: int,
+    precision: str = "fp32",
     workers: int = 1,
     log_every: int = 50,
     save_every: int = 250,
@@ -383,7 +400,8 @@ def pretrain(
         print(line, flush=True)
         print(line, file=log, flush=True)
 
-    trainer = Trainer(seed, steps)
+    trainer = Trainer(seed, steps, precision)
+    say(f"{processor()}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}")
     if (work / "state.pt").exists():
         try:
             trainer.restore(torch.load(work / "state.pt", weights_only=True))
@@ -435,16 +453,25 @@ def main() -> None:
     parser.add_argument(
         "--out", type=nonempty_path, default=Path("checkpoints/tiny"), help="folder of the exported checkpoint"
     )
-    parser.add_argument("--steps", type=int, default=4050, help="length of the schedule; one step is 32 pairs")
+    parser.add_argument("--steps", type=int, default=5600, help="length of the schedule; one step is 32 pairs")
     parser.add_argument("--minutes", type=float, default=600, help="stop after so many minutes, ready to be continued")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"), default="auto", help="auto: bf16 where the processor has AMX"
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore and overwrite an earlier state in --work")
     args = parser.parse_args()
     if args.steps < 1 or args.minutes <= 0:
         raise InputError("--steps and --minutes must be positive")
     if args.fresh:
         (args.work / "state.pt").unlink(missing_ok=True)
-    pretrain(args.work, args.out, args.steps, args.minutes, args.seed)
+    import torch
+
+    precision = args.precision
+    if precision == "auto":  # AVX-512 alone multiplies bf16 no faster in products as small as these
+        precision = "bf16" if "amx_bf16" in processor_features() else "fp32"
+    torch.use_deterministic_algorithms(True)  # else the gradient of an indexed sum depends on the threads' order
+    pretrain(args.work, args.out, args.steps, args.minutes, args.seed, precision)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     return cv2.resize(rng.random((cells, cells), dtype=np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
 
 
+def fractal_noise(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Random field (size, size) in [0, 1] with bumps at several scales, as stone, soil or cast metal has them."""
+    cells, roughness = int(rng.integers(2, 8)), rng.uniform(0.4, 0.9)
+    field, weight = np.full((size, size), 0.5, np.float32), 1.0
+    while cells <= 48:
+        field += np.float32(weight) * (smooth_noise(rng, size, cells) - 0.5)
+        cells, weight = 2 * cells, roughness * weight
+    return np.clip(field, 0, 1)
+
+
 def mix(base: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """`over` (a colour or an image) laid on `base` (H, W, 3) with opacity alpha (H, W)."""
     return base + (over - base) * alpha[..., None]
@@ -277,6 +287,19 @@ def backdrop(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndar
     return ground * light[..., None]
 
 
+def natural_backdrop(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndarray:
+    """A ground (size, size, 3) that stands apart from `colour`: of a rough material, sometimes patterned or black."""
+    if rng.random() < 0.15:
+        return np.full((size, size, 3), rng.uniform(0, 0.06), np.float32)
+    ground = backdrop(rng, size, colour)
+    tone = ground.mean((0, 1))
+    if rng.random() < 0.25:
+        _, pattern = random_pattern(rng)
+        u, v = place(*grid(size), rng.uniform(0, np.pi), 2 / rng.uniform(3, 16), tuple(rng.uniform(-1, 1, 2)))
+        ground = mix(ground, related_colour(rng, tone, rng.uniform(0.04, 0.15)), pattern(u, v, rng))
+    return mix(ground, related_colour(rng, tone, rng.uniform(0.08, 0.35)), fractal_noise(rng, size))
+
+
 def finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Slight sensor noise, clipped to [0, 1]."""
     noise = rng.standard_normal(image.shape[:2], dtype=np.float32)[..., None]
@@ -290,8 +313,15 @@ def object_scene(
     colour: tuple[str, np.ndarray],
     layers: list[tuple[np.ndarray, np.ndarray]] = (),
     relief: float = 0.35,
+    behind: np.ndarray | None = None,
 ) -> Scene:
-    """An object on a plain ground. distance: silhouette (H, W); layers: (opacity (H, W), colour) painted on it."""
+    """An object before its ground, a plain one if none is given.
+
+    Args:
+        distance: silhouette (H, W).
+        layers: (opacity (H, W), colour) painted on it.
+        behind: the ground (H, W, 3).
+    """
     size = distance.shape[0]
     name, base = colour
     body = np.broadcast_to(base, (size, size, 3))
@@ -302,7 +332,7 @@ def object_scene(
     angle = rng.uniform(0, 2 * np.pi)
     side = 0.12 * (np.cos(angle) * x + np.sin(angle) * y)
     shade = 1 - rng.uniform(0.2, 1) * relief * (1 - depth) ** 2 + side
-    behind = backdrop(rng, size, base)
+    behind = backdrop(rng, size, base) if behind is None else behind
     image = mix(behind, body * shade[..., None].astype(np.float32), cover(distance))
     return Scene(finish(rng, image), distance < 1 / size, behind, noun, name)
 
@@ -328,16 +358,22 @@ def texture_scene(
 # ---------------------------------------------------------------- the pre-training families
 
 
-def random_texture(rng: np.random.Generator, size: int) -> Scene:
-    """Any pattern, any colours, any scale and direction."""
+def random_texture(rng: np.random.Generator, size: int, natural: bool) -> Scene:
+    """Any pattern, any colours, any scale and direction; a natural one is rough and may have no pattern at all."""
     name, pattern = random_pattern(rng)
     x, y = grid(size)
-    u, v = place(
-        x, y, rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)]), 2 / rng.uniform(4, 12), tuple(rng.uniform(-1, 1, 2))
-    )
+    cells = rng.uniform(2, 20) if natural else rng.uniform(4, 12)
+    turn = rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
+    field = pattern(*place(x, y, turn, 2 / cells, tuple(rng.uniform(-1, 1, 2))), rng)
+    contrast = rng.uniform(0.15, 0.45)
+    if natural:
+        if rng.random() < 0.4:
+            name, field, contrast = "rough", fractal_noise(rng, size), rng.uniform(0.05, 0.4)
+        else:
+            field = np.clip(field + rng.uniform(0.2, 1) * (fractal_noise(rng, size) - 0.5), 0, 1)
     noun = f"{name} {rng.choice(['fabric', 'wall', 'floor', 'sheet', 'surface', 'texture'])}"
     colour = pick_colour(rng)
-    return texture_scene(rng, pattern(u, v, rng), noun, colour, related_colour(rng, colour[1], rng.uniform(0.15, 0.45)))
+    return texture_scene(rng, field, noun, colour, related_colour(rng, colour[1], contrast))
 
 
 def random_silhouette(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[str, np.ndarray]:
@@ -438,14 +474,19 @@ def random_layers(
     return layers
 
 
-def random_object(rng: np.random.Generator, size: int) -> Scene:
-    """Any silhouette, colour, pattern and set of regular features at any angle, sometimes with a second part."""
+def random_object(rng: np.random.Generator, size: int, natural: bool) -> Scene:
+    """Any silhouette, colour, pattern and set of regular features at any angle, sometimes with a second part.
+
+    A natural one is of a rough material and lies on one.
+    """
     x, y = grid(size)
     turn, scale = rng.choice([0, rng.uniform(0, 2 * np.pi)]), rng.uniform(0.6, 0.88)
     x, y = place(x, y, turn, scale, tuple(rng.uniform(-0.1, 0.1, 2)))
     noun, distance = random_silhouette(rng, x, y)
     colour = pick_colour(rng)
     layers = random_layers(rng, x, y, distance, colour[1])
+    if natural and rng.random() < 0.7:
+        layers.append((fractal_noise(rng, size), related_colour(rng, colour[1], rng.uniform(0.05, 0.35))))
     if rng.random() < 0.35:  # a handle, a tail, a cap
         scale = rng.uniform(0.3, 0.55)
         at = [(0.0, -0.75), (0.0, 0.75), (-0.75, 0.0), (0.75, 0.0)][rng.integers(4)]
@@ -453,9 +494,11 @@ def random_object(rng: np.random.Generator, size: int) -> Scene:
         alpha = cover(part) * (cover(-distance) if rng.random() < 0.5 else 1)
         layers.append((alpha, colour[1] if rng.random() < 0.4 else pick_colour(rng)[1]))
         distance = np.minimum(distance, part)
-    return object_scene(rng, distance * 0.75, noun, colour, layers)
+    behind = natural_backdrop(rng, size, colour[1]) if natural else None
+    return object_scene(rng, distance * 0.75, noun, colour, layers, behind=behind)
 
 
-def random_scene(rng: np.random.Generator, size: int) -> Scene:
-    """A scene of the pre-training world: an object or a texture."""
-    return random_texture(rng, size) if rng.random() < 0.35 else random_object(rng, size)
+def random_scene(rng: np.random.Generator, size: int, natural: bool) -> Scene:
+    """A scene of the pre-training world, an object or a texture: a drawing, or with materials as photographs show."""
+    random_kind = random_texture if rng.random() < 0.35 else random_object
+    return random_kind(rng, size, natural)

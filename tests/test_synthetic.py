@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from synthetic import captions, categories, defects, pretrain, render, world
+from synthetic import captions, categories, defects, photograph, pretrain, render, world
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 48
@@ -82,8 +82,50 @@ def test_pretraining_never_names_a_target():
     words = set(captions.all_words().replace(".", " ").split())
     assert not words & (set(categories.CATEGORIES["target"]) | set(defects.KINDS["target"]))
     rng = np.random.default_rng(0)
-    nouns = {world.random_scene(rng, 32).noun.split()[-1] for _ in range(300)}
-    assert nouns <= captions.NOUNS
+    scenes = [world.random_scene(rng, 32, natural=bool(number % 2)) for number in range(300)]
+    assert {scene.noun.split()[-1] for scene in scenes} <= captions.NOUNS
+    assert {word for scene in scenes for word in f"{scene.colour} {scene.noun}".split()} <= words
+
+
+def test_fine_defects_cover_less():
+    rng = np.random.default_rng(0)
+    for where in defects.WHERE:
+        areas = {}
+        for fine in (False, True):
+            scenes = [world.random_scene(rng, SIZE, natural=True) for _ in range(12)]
+            drawn = [defects.add_defect(rng, scene, where, "paint", 20, fine) for scene in scenes]
+            areas[fine] = [mask.mean() for _, mask, visible in drawn if visible]
+            assert len(areas[fine]) > 6, where
+        assert min(areas[False]) >= defects.MIN_AREA > min(areas[True]) >= defects.FINE_AREA, where
+        assert np.mean(areas[True]) < 0.7 * np.mean(areas[False]), where
+
+
+def test_a_camera_treats_both_twins_alike():
+    rng = np.random.default_rng(0)
+    scene = world.random_scene(rng, SIZE, natural=True)
+    image, mask, _ = defects.add_defect(rng, scene, "oval", "paint")
+    for _ in range(40):
+        camera = photograph.random_camera(rng, SIZE, grey=0.5)
+        taken = photograph.photograph(np.random.default_rng(1), image, camera)
+        again = photograph.photograph(np.random.default_rng(1), image, camera)
+        assert taken.shape == image.shape and taken.dtype == np.float32 and (taken == again).all()
+        assert 0 <= taken.min() and taken.max() <= 1 and taken.std() > 0.01
+        assert not camera.grey or np.ptp(taken, axis=2).max() == 0
+        camera.blur, camera.noise, camera.quality = 0, 0, 0
+        twins = [photograph.photograph(rng, twin, camera) for twin in (scene.image, image)]
+        changed = (twins[0] != twins[1]).any(2)
+        assert changed.any() and not (changed & ~mask).any()
+
+
+def test_a_batch_depends_on_seed_and_number_alone_and_grey_pictures_name_no_colour():
+    batch, again, other = pretrain.Batches(3)[5], pretrain.Batches(3)[5], pretrain.Batches(3)[6]
+    assert torch.equal(batch["images"], again["images"]) and batch["named"] == again["named"]
+    assert not torch.equal(batch["images"], other["images"])
+    pairs = len(batch["masks"])
+    grey = (batch["images"][:pairs] == batch["images"][:pairs, :1]).flatten(1).all(1)
+    assert 0 < grey.sum() < pairs / 2
+    for picture, triple in zip(grey, batch["named"], strict=True):
+        assert not picture or not set(world.HUES) & set(" ".join(triple).replace(".", "").split())
 
 
 def test_a_scene_looks_alike_at_two_sizes():
