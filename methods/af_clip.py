@@ -13,6 +13,7 @@ from torch import nn
 
 from AnomalyCLIP_lib import AnomalyCLIP
 from AnomalyCLIP_lib.dpam import run_blocks
+from AnomalyCLIP_lib.model import float32_convolutions
 from AnomalyCLIP_lib.similarity import TEMPERATURE, to_grid
 from AnomalyCLIP_lib.text import encode_prompts
 from methods._base import Base
@@ -173,7 +174,8 @@ def token_sets(tokens: torch.Tensor) -> torch.Tensor:
     sets = [tokens]
     for size in WINDOWS:
         kernel = window(size).to(tokens).expand(tokens.shape[-1], 1, size, size)
-        averaged = F.conv2d(patches, kernel, padding=size // 2, groups=len(kernel))  # beyond the border are zeros
+        with float32_convolutions():
+            averaged = F.conv2d(patches, kernel, padding=size // 2, groups=len(kernel))  # beyond the border are zeros
         averaged = averaged.flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2])  # (B, L, G*G, width)
         sets.append(torch.cat([tokens[:, :, :1], averaged], dim=2))
     return torch.stack(sets, dim=2).flatten(1, 2)

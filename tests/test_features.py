@@ -191,6 +191,26 @@ def test_weights_in_bf16_give_the_same_as_casts_in_every_call():
             assert torch.equal(one, other)
 
 
+def test_fp32_is_float32_in_cudnn_too():
+    def tf32() -> bool:  # of convolutions
+        cudnn = torch.backends.cudnn
+        return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+    def encoder(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append(tf32())
+        if len(seen) == 2:
+            raise RuntimeError
+        return {"image_features": images}
+
+    seen, model, images = [], AnomalyCLIP_lib.load("tiny"), torch.zeros(1, 3, 96, 96)
+    assert tf32()  # torch's default
+    model.run_frozen(encoder, images)
+    assert tf32()
+    with pytest.raises(RuntimeError):
+        model.run_frozen(encoder, images)
+    assert tf32() and seen == [False, False]
+
+
 def test_a_failing_compiler_is_one_line(data, tmp_path, monkeypatch, capsys):
     def broken(function, options):
         def compiled(*_):
