@@ -3,6 +3,7 @@
 python benchmarks/inference.py            # ViT-L/14@336 at 518 px, generated weights, on the CPU; ten minutes
 python benchmarks/inference.py --small    # a small tower, a minute
 python benchmarks/inference.py --only plain fp32
+python benchmarks/inference.py --threads 2
 
 Rows whose library is missing are left out, and said. Errors are those against ours in fp32.
 """
@@ -15,6 +16,8 @@ from types import SimpleNamespace
 
 import numpy as np
 from common import alternate, finish, generated_model, machine, matrix_product_rate, net_peak_memory
+
+from utils import positive_int
 
 ROWS = ("plain", "fp32", "bf16", "bf16 of two", "ort", "ort int8", "openvino", "openvino bf16")
 
@@ -49,19 +52,22 @@ def exported(model, text_features, layers: list[int], folder: Path) -> dict[str,
     return files
 
 
-def onnxruntime_path(file: Path, image: np.ndarray) -> Callable[[], tuple]:
+def onnxruntime_path(file: Path, image: np.ndarray, threads: int) -> Callable[[], tuple]:
     """A call of onnxruntime, on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(["scores", "maps"], {"images": image})
 
 
-def openvino_path(file: Path, image: np.ndarray, precision: str) -> Callable[[], tuple]:
+def openvino_path(file: Path, image: np.ndarray, threads: int, precision: str) -> Callable[[], tuple]:
     """A call of OpenVINO, on the CPU; precision: its hint, "f32" or "bf16"."""
     import openvino
 
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(str(file), "CPU", options)
 
     def run() -> tuple:
         result = compiled([image])
@@ -75,6 +81,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="width 256, 12 blocks, 252 px")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each path; the best counts")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--threads", type=positive_int, help="of every row (torch's own number)")
     args = parser.parse_args()
 
     import copy
@@ -82,6 +89,9 @@ def main() -> None:
     import torch
     from plain import detect as plain_detect
 
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    threads = torch.get_num_threads()
     model, vision = generated_model(args.small, {"width": 128, "heads": 2, "layers": 2})
     image_size, dpam_layer = model.image_size, model.dpam_layer
     image = torch.randint(0, 256, (1, 3, image_size, image_size), dtype=torch.uint8)
@@ -102,10 +112,10 @@ def main() -> None:
                 import onnxscript  # noqa: F401  (without it the export fails later, and less plainly)
 
                 files = exported(model, text_features, layers, Path(folder))
-                paths["ort"] = onnxruntime_path(files["fp32"], pixels)
-                paths["ort int8"] = onnxruntime_path(files["int8"], pixels)
+                paths["ort"] = onnxruntime_path(files["fp32"], pixels, threads)
+                paths["ort int8"] = onnxruntime_path(files["int8"], pixels, threads)
                 for name, hint in (("openvino", "f32"), ("openvino bf16", "bf16")):
-                    paths[name] = openvino_path(files["fp32"], pixels, hint)
+                    paths[name] = openvino_path(files["fp32"], pixels, threads, hint)
             except ImportError as error:
                 print(f"left out, a library is missing: {error}")
         paths = {name: path for name, path in paths.items() if name in args.only or name == "fp32"}
