@@ -174,6 +174,12 @@ def calibrate(seen: list[Seen], false_alarms: float | None, made_with: dict) -> 
     return from_rows(rows, share, made_with)
 
 
+def same_windows(calibration: Calibration, detector: BaseDetector) -> bool:
+    """Whether a calibration, if it is one, was made with the detector's windows."""
+    before, now = calibration.made_with, detector.made_with
+    return not calibration.made or all(before.get(key) == now.get(key) for key in ("tile", "overlap"))
+
+
 def check_share(number: int, false_alarms: float | None) -> float:
     """The share of false alarms; InputError if so many good pictures cannot keep it."""
     from deploy.decisions import pictures_needed

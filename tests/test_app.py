@@ -24,6 +24,7 @@ from PIL import Image
 
 from deploy import app as APP
 from deploy import page as PAGE
+from deploy import visits as VISITS
 from deploy.decisions import Calibration, from_normals
 from deploy.results import COLUMNS
 from predict import Predictor
@@ -83,7 +84,7 @@ def test_a_file_that_is_no_picture_does_not_stop_the_others(detector, bad, broke
     assert rows[0]["decision"] == "anomalous" and rows[0]["anomalous_share"] == 1 and rows[0]["regions"] == 1
     table = list(csv.DictReader(io.StringIO(PAGE.csv_text(rows))))
     assert tuple(table[0]) == COLUMNS and table[1]["path"] == "notes.png" and "no format" in table[1]["error"]
-    assert "notes.png: cannot be read" in APP.notes_on_unread(seen)
+    assert "notes.png: cannot be read" in VISITS.notes_on_unread(seen)
 
 
 def test_limits(detector, bad, monkeypatch):
@@ -135,7 +136,7 @@ def test_windows_are_those_of_predict_py(detector, bad):
     own = PAGE.with_windows(detector, 24, 0.5)
     other = Predictor(model="tiny", features_list=[6], device="cpu", tile=24, overlap=0.5)
     assert own(bad[0]).score == other(bad[0]).score and own.made_with == other.made_with and detector.tile is None
-    assert not APP.same_windows(Calibration("normal", made_with=own.made_with), detector)
+    assert not PAGE.same_windows(Calibration("normal", made_with=own.made_with), detector)
     with pytest.raises(InputError, match=r"overlap in \[0, 0.9\]"):
         PAGE.with_windows(detector, 24, 1.0)
 
@@ -152,15 +153,15 @@ def test_sliders_reach_both_sides_of_all_scores(values):
 
 
 def test_thresholds_in_fields_keep_all_digits():
-    assert APP.number_in("", 0.25) is None and APP.number_in(None, None) is None
-    assert APP.number_in("0.123456789", 0.1234567890123) == 0.1234567890123 and APP.number_in(" 0.5 ", 0.1) == 0.5
+    assert VISITS.number_in("", 0.25) is None and VISITS.number_in(None, None) is None
+    assert VISITS.number_in("0.123456789", 0.1234567890123) == 0.1234567890123 and VISITS.number_in(" 0.5 ", 0.1) == 0.5
     for wrong in ("much", "nan", "inf"):
         with pytest.raises(InputError, match="is no number"):
-            APP.number_in(wrong, None)
+            VISITS.number_in(wrong, None)
 
 
 def test_a_visit_keeps_what_was_said(detector, bad, broken, tmp_path):
-    visits = APP.Visits(Calibration())
+    visits = VISITS.Visits(Calibration())
     visit = visits["a"]
     visit.keep(PAGE.look_at(detector, [*bad, broken]), {}, (None, 0.25))
     assert len(visit.readable()) == 2 and visit.chosen == visit.readable()[0].number and set(visit.small) == {0, 1}
@@ -203,7 +204,7 @@ def test_only_new_pictures_words_and_windows_run_the_model(detector, bad, monkey
 
 def test_names_are_not_markup():
     row = {"path": "<img src=x>.png", "score": 0.5, "decision": "", "p_value": None}
-    assert "<img" not in APP.table([row]) and "<b>" not in APP.note("<b>")
+    assert "<img" not in VISITS.table([row]) and "<b>" not in VISITS.note("<b>")
 
 
 # the program
