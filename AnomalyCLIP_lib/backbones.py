@@ -111,7 +111,7 @@ def read_tiny_config() -> dict:
     """open_clip configuration of the embedded backbone."""
     path = TINY_FOLDER / "open_clip_config.json"
     if not path.is_file():
-        raise InputError(f"{path} is missing: restore it with git, or make it with python synthetic/pretrain.py")
+        raise InputError(f"{path} is missing: restore it with git")
     content = json.loads(path.read_text(encoding="utf-8"))
     return content["model_cfg"] | {"image_norm": {key: content["preprocess_cfg"][key] for key in ("mean", "std")}}
 
