@@ -25,6 +25,19 @@ def matrix_product_rate(seconds: float = 2.0, width: int = 2048, dtype=None) -> 
     return best
 
 
+def attention_rate(tokens: int, heads: int, head_width: int, seconds: float = 2.0, dtype=None) -> float:
+    """Best rate of torch's fused attention on one image, FLOP/s of its two products; of float32 or the dtype given."""
+    import torch
+
+    q, k, v = torch.randn(3, 1, heads, tokens, head_width, dtype=dtype)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        best = max(best, 4 * heads * tokens**2 * head_width / (time.perf_counter() - start))
+    return best
+
+
 def generated_model(small: bool, text: dict, joint: int = 768):
     """ViT-L/14@336 at 518 px with generated weights (`small`: width 256, 12 blocks, 252 px) and its vision_cfg.
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from common import alternate, finish, generated_model, machine, matrix_product_rate, net_peak_memory
+from common import alternate, attention_rate, finish, generated_model, machine, matrix_product_rate, net_peak_memory
 
 from utils import positive_int
 
-ROWS = ("plain", "fp32", "bf16", "bf16 of two", "ort", "ort int8", "openvino", "openvino bf16")
+ROWS = ("plain", "fp32", "bf16", "bf16 of two", "bf16 of two, compiled", "ort", "ort int8", "openvino", "openvino bf16")
 
 
 def multiplications(width: int, layers: int, patch: int, tokens: int, joint: int, doubled: int) -> dict[str, float]:
@@ -99,12 +99,15 @@ def main() -> None:
     half = copy.deepcopy(model)
     half.precision = "bf16"
     half.cast_vision_tower(torch.bfloat16)
+    compiled = copy.copy(half)
+    compiled.encode = torch.compile(half.encode, options={"freezing": True})  # as by --compile
     two = image.expand(2, -1, -1, -1)
     paths = {
         "plain": lambda: plain_detect(model.clip, model.normalize(image), text_features, layers, dpam_layer, 4),
         "fp32": lambda: model.detect(image, text_features, layers, 4),
         "bf16": lambda: half.detect(image, text_features, layers, 4),
         "bf16 of two": lambda: half.detect(two, text_features, layers, 4),
+        "bf16 of two, compiled": lambda: compiled.detect(two, text_features, layers, 4),
     }
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         if set(args.only) - paths.keys():
@@ -124,9 +127,12 @@ def main() -> None:
         seconds, results = alternate(paths, args.rounds)
         rate = max(rate, matrix_product_rate())
         half_rate = matrix_product_rate(dtype=torch.bfloat16)
+        shape = 1 + model.grid**2, vision["width"] // 64, 64
+        attention_rates = {"fp32": attention_rate(*shape), "bf16": attention_rate(*shape, dtype=torch.bfloat16)}
         memory = {name: net_peak_memory(path) for name, path in paths.items()}
-    if "bf16 of two" in seconds:
-        seconds["bf16 of two"] /= 2
+    for name in seconds:
+        if "of two" in name:
+            seconds[name] /= 2
     reference = [np.asarray(each) for each in results["fp32"]]
     counts = multiplications(
         vision["width"], vision["layers"], vision["patch_size"], 1 + model.grid**2, 768, dpam_layer - 1
@@ -136,6 +142,11 @@ def main() -> None:
         print(f"{name:20s} {value / 1e9:8.1f} GFLOP")
     print(f"{'sum':20s} {total / 1e9:8.1f} GFLOP; here {rate / 1e9:.0f} GFLOP/s in fp32, {half_rate / 1e9:.0f} in bf16")
     print(f"bound: {total / rate:.2f} s a picture in fp32, {total / half_rate:.2f} in bf16")
+    attention = counts["attention"] + counts["attention of DPAM"]
+    for name, other_rate in (("fp32", rate), ("bf16", half_rate)):
+        fused, products = attention / attention_rates[name], (total - attention) / other_rate
+        shown = f"torch's fused attention, {attention_rates[name] / 1e9:.0f} GFLOP/s, takes {fused:.2f} s of a picture"
+        print(f"{name}: {shown}, all other products {products:.2f}")
     base = seconds.get("plain", seconds["fp32"])
     errors = {}
     print(
@@ -151,7 +162,8 @@ def main() -> None:
         print(f"| {name} | {taken:.2f} | {base / taken:.2f} | {difference} | {shown} |")
     finish({"ratio": base / seconds["fp32"], "bound_share": total / rate / seconds["fp32"], "errors": errors,
             "seconds": seconds, "peak_memory_mb": memory, "matrix_product_gflops": rate / 1e9,
-            "bf16_gflops": half_rate / 1e9, "gflop": total / 1e9})  # fmt: skip
+            "bf16_gflops": half_rate / 1e9, "attention_gflops": {name: each / 1e9 for name, each in
+            attention_rates.items()}, "gflop": total / 1e9})  # fmt: skip
 
 
 def as_batch(result: tuple) -> tuple[np.ndarray, np.ndarray]:
