@@ -248,6 +248,9 @@ def to_half(model):
         half = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept], node_block_list=tail_of(model)
         )
+    single = {node.output[0]: node for node in half.graph.node}  # onnxruntime 1.30 casts a value once for each reader
+    del half.graph.node[:]
+    half.graph.node.extend(single.values())
     without_detours = OnnxModel(half)  # between nodes that stay float32 it leaves values cast to float16 and back
     without_detours.remove_cascaded_cast_nodes()
     return without_detours.model
