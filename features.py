@@ -49,7 +49,7 @@ def encode(method: Base, images: torch.Tensor) -> dict[str, torch.Tensor]:
 
     On the CPU each image is encoded alone: matrix products round differently for different batch sizes, and features
     must not depend on an image's neighbours if training with and without a cache is to be the same bit for bit. Only in
-    bf16 on a processor with AMX two go together, which takes a sixth to a quarter less time.
+    bf16 on a processor with AMX two go together, which takes up to a quarter less time.
     """
     pairs = method.model.precision == "bf16" and "amx_bf16" in processor_features()
     chunks = images.split(2 if pairs else 1) if images.device.type == "cpu" else (images,)

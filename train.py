@@ -19,7 +19,17 @@ from checkpoint import (
 )
 from curves import LossCurves, check_tensorboard
 from options import add_flags, add_reading_flags
-from utils import InputError, get_logger, nonempty_path, open_run, positive_int, processor, run_cli, write_json
+from utils import (
+    InputError,
+    get_logger,
+    nonempty_path,
+    open_run,
+    positive_int,
+    processor,
+    repeat_exactly,
+    run_cli,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +80,7 @@ def train(args: argparse.Namespace) -> None:
     folder, logger = args.save_path, open_run(args.save_path) if parallel.is_main() else get_logger()
 
     # Model and method
+    repeat_exactly(args.device)
     method, record = open_method(args, "TRAINING")
     dataset.fit(method.model.resize, method.model.image_size)
     training = record["training"]

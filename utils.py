@@ -214,6 +214,20 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def repeat_exactly(device: str | None) -> None:
+    """Let training on CUDA come out the same bit for bit each time; to be called before the first matrix product there.
+
+    Without this, gradients of attention, upsampling and gathered rows add up in the order in which threads finish.
+    device: as of --device.
+    """
+    import torch
+
+    if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch demands for it
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, and nothing here reads such memory
+
+
 def pick_device(name: str | None) -> str:
     """`name` if it can be used here, else InputError; None picks cuda, then mps, then cpu."""
     import torch

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 from tqdm import tqdm
 
@@ -100,6 +101,20 @@ def test_devices_that_are_none(name):
 
 def test_devices():
     assert utils.pick_device("cpu") == "cpu" and utils.pick_device("cpu:0") == "cpu:0"
+
+
+@pytest.mark.parametrize(("device", "exact"), [(None, True), ("cuda:0", True), ("cpu", False), ("mps", False)])
+def test_training_repeats_exactly_on_cuda(device, exact, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        utils.repeat_exactly(device)
+        assert torch.are_deterministic_algorithms_enabled() is exact
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is exact
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def run_folder(folder):
